@@ -1,0 +1,20 @@
+"""What limner says when it is given something it cannot use.
+
+Every message names what was wrong, where, what was expected and what to do. The command line prints it without a
+traceback and exits with status 2.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class LimnerError(ValueError):
+    """Bad input: a name, a number, a file or a checkpoint that cannot be used as given."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> LimnerError:
+    """The error for a `name` that is none of the `known` ones, with the nearest of them."""
+    known = sorted(known)
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return LimnerError(f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}")
