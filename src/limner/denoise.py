@@ -1,0 +1,85 @@
+"""From a network to a denoiser `(x, level) -> x0`; guidance takes a denoiser and returns a denoiser."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from limner.errors import LimnerError
+from limner.noise.level import Level
+from limner.noise.predict import pair, prediction
+
+# A network with its conditions bound: (x (B, C, H, W), t (B,)) -> F (B, C, H, W).
+Network = Callable[[Tensor, Tensor], Tensor]
+Denoise = Callable[[Tensor, Level], Tensor]
+
+
+class Denoiser:
+    """A network read as x0: float32 outside, the network's own dtype inside.
+
+    `predicts` is what the output F means (eps, sample, v, flow). `copies` repeats x for a network whose conditions
+    hold that many rows a picture, e.g. 2 for [null; prompt]. `clip` bounds x0, as pixel models want; since every
+    sampler derives eps from x0, this is diffusers' `use_clipped_model_output=True`.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        predicts: str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        copies: int = 1,
+        clip: float | None = None,
+        unit_input: bool = False,
+    ) -> None:
+        prediction(predicts)
+        self.network, self.predicts, self.dtype = network, predicts, dtype
+        self.copies, self.clip, self.unit_input = copies, clip, unit_input
+
+    def pair(self, level: Level) -> tuple[float, float]:
+        """(a, b) with x0 = a*x + b*F."""
+        return pair(self.predicts, level.alpha, level.sigma)
+
+    def __call__(self, x: Tensor, level: Level) -> Tensor:
+        """x (B, C, H, W) float32 -> x0 (copies*B, C, H, W) float32."""
+        x = x.repeat(self.copies, 1, 1, 1) if self.copies > 1 else x
+        a, b = self.pair(level)
+        # On the EDM path x grows with sigma; the network sees it at unit variance (Karras et al. 2022, c_in).
+        seen = x / (level.alpha**2 + level.sigma**2) ** 0.5 if self.unit_input else x
+        t = torch.full((x.shape[0],), level.t, device=x.device, dtype=torch.float32)
+        x0 = a * x + b * self.network(seen.to(self.dtype), t).float()
+        return x0.clamp(-self.clip, self.clip) if self.clip is not None else x0
+
+
+def cfg(both: Denoiser, scale: float, rescale: float = 0.0) -> Denoise:
+    """Classifier-free guidance (Ho & Salimans 2022, equation 6) on a denoiser of [null; prompt] (copies=2).
+
+    Acting on x0 equals acting on F, since their relation is affine and the weights sum to 1. What is not affine is
+    `rescale`, which pulls the deviation of the guided output towards that of the conditional one: it acts on F
+    (Lin et al. 2024, equations 14 to 16).
+    """
+    if both.copies != 2:
+        raise LimnerError("guidance needs a denoiser of two rows a picture: [null; prompt]")
+
+    def guided(x: Tensor, level: Level) -> Tensor:
+        null, told = both(x, level).chunk(2)
+        x0 = null + scale * (told - null)
+        if not rescale:
+            return x0
+        a, b = both.pair(level)
+        f, f_told = (x0 - a * x) / b, (told - a * x) / b
+        dims = tuple(range(1, x.ndim))
+        matched = f * (f_told.std(dim=dims, keepdim=True) / f.std(dim=dims, keepdim=True))
+        return a * x + b * (rescale * matched + (1 - rescale) * f)
+
+    return guided
+
+
+def interval(guided: Denoise, plain: Denoise, low: float, high: float) -> Denoise:
+    """Guidance only where low < sigma/alpha <= high; elsewhere the plain conditional denoiser
+    (Kynkaanniemi et al. 2024)."""
+
+    def chosen(x: Tensor, level: Level) -> Tensor:
+        return guided(x, level) if low < level.rho <= high else plain(x, level)
+
+    return chosen

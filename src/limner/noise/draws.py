@@ -1,0 +1,87 @@
+"""Keyed noise: a draw depends on (seed, stream, step, channel, y, x) alone, not on what was drawn before.
+
+So picture k of a batch is the picture painted alone with its own seed, every device sees the same noise, and a wider
+canvas keeps the noise of the shared area.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limner.errors import LimnerError
+
+MASK = np.uint64(0xFFFFFFFF)
+MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+WEYL = (0x9E3779B9, 0xBB67AE85)
+
+# Streams keep the uses of one seed apart.
+START, ANCESTRAL = 0, 1
+
+
+def philox(counter: Sequence[Any], seed: int) -> tuple[np.ndarray, ...]:
+    """Philox4x32-10 (Salmon et al. 2011): four uint32 counter words, broadcast together, -> four uint32 words.
+
+    The arrays are uint64 holding 32-bit values; `seed` gives the 64-bit key.
+    """
+    c0, c1, c2, c3 = (np.asarray(c, dtype=np.uint64) for c in counter)
+    key0, key1 = seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
+    for _ in range(10):
+        a, b = MULTIPLIERS[0] * c0, MULTIPLIERS[1] * c2
+        c0, c1, c2, c3 = (
+            (b >> np.uint64(32)) ^ c1 ^ np.uint64(key0),
+            b & MASK,
+            (a >> np.uint64(32)) ^ c3 ^ np.uint64(key1),
+            a & MASK,
+        )
+        key0, key1 = key0 + WEYL[0] & 0xFFFFFFFF, key1 + WEYL[1] & 0xFFFFFFFF
+    return c0, c1, c2, c3
+
+
+def normal(seed: int, shape: tuple[int, int, int], stream: int = START, step: int = 0) -> np.ndarray:
+    """Unit normal noise (C, H, W), float32, by Box-Muller on two Philox words a pixel."""
+    if not 0 <= seed < 2**64:
+        raise LimnerError(f"seed {seed} must be a whole number from 0 to 2^64 - 1")
+    channels, height, width = shape
+    x = np.arange(width, dtype=np.uint64)
+    y = np.arange(height, dtype=np.uint64)[:, None]
+    channel = np.arange(channels, dtype=np.uint64)[:, None, None]
+    w0, w1, _, _ = philox((x, y, channel + np.uint64(stream << 16), np.uint64(step)), seed)
+    radius = np.sqrt(-2.0 * np.log((w0.astype(np.float64) + 0.5) / 2**32))
+    return (radius * np.cos(2 * np.pi / 2**32 * w1.astype(np.float64))).astype(np.float32)
+
+
+class Keyed:
+    """Noise for a batch of pictures, one seed each; call with a step for fresh noise, `start()` for the first x."""
+
+    def __init__(self, seeds: Sequence[int], shape: tuple[int, int, int], device: torch.device | str = "cpu") -> None:
+        self.seeds, self.shape, self.device = list(seeds), shape, device
+
+    def _draw(self, stream: int, step: int) -> Tensor:
+        noise = np.stack([normal(seed, self.shape, stream, step) for seed in self.seeds])
+        return torch.from_numpy(noise).to(self.device)
+
+    def start(self) -> Tensor:
+        """Unit noise (B, C, H, W), float32."""
+        return self._draw(START, 0)
+
+    def __call__(self, step: int) -> Tensor:
+        """Fresh unit noise (B, C, H, W) of this step, float32."""
+        return self._draw(ANCESTRAL, step)
+
+
+class TorchDraws:
+    """diffusers' noise: one CPU generator for the whole batch, drawn from in order (`rng="torch"`)."""
+
+    def __init__(self, seed: int, shape: tuple[int, int, int, int], device: torch.device | str = "cpu") -> None:
+        self.generator, self.shape, self.device = torch.Generator().manual_seed(seed), shape, device
+
+    def start(self) -> Tensor:
+        """Unit noise (B, C, H, W), float32: the generator's first draw."""
+        return torch.randn(self.shape, generator=self.generator).to(self.device)
+
+    def __call__(self, step: int) -> Tensor:
+        """The generator's next draw, whatever the step."""
+        return self.start()

@@ -1,0 +1,203 @@
+"""Paths: from a time to its level and back. Time t in [0, 1000] is what the networks are told."""
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limner.errors import LimnerError, unknown
+from limner.noise.level import Level
+
+
+class Path(Protocol):
+    """A way from data to noise.
+
+    `kappa` chooses the coordinates in which slopes are averaged (Heun): 0 for `x/alpha` against rho, whose slope is
+    eps; 1 for `x/(alpha+sigma)` against sigma/(alpha+sigma), whose slope is eps - x0.
+    """
+
+    kappa: int
+
+    def level(self, t: float) -> Level:
+        """The level at time t."""
+        ...
+
+    def level_at(self, rho: float) -> Level:
+        """The level whose sigma/alpha is rho (`inf` for pure noise where the path has it)."""
+        ...
+
+    def times(self, u: Tensor) -> Tensor:
+        """Training times for u (B,) uniform in [0, 1): (B,) in [0, 1000]."""
+        ...
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma), float32 (B,), at training times t (B,)."""
+        ...
+
+
+class Discrete:
+    """T noise levels from a table of betas: `alpha^2 = cumprod(1 - beta)` (Ho et al. 2020, equation 4).
+
+    The table is accumulated in float32, as the published models were trained with it; all that follows is float64.
+    """
+
+    kappa = 0
+
+    def __init__(self, betas: Tensor) -> None:
+        """betas (T,) in (0, 1]."""
+        if betas.ndim != 1 or not bool(((betas > 0) & (betas <= 1)).all()):
+            raise LimnerError("betas must be a list of numbers in (0, 1]")
+        self.betas = betas.float()
+        self._tabulate(torch.cumprod(1.0 - self.betas, dim=0))
+
+    def _tabulate(self, alphas_bar: Tensor) -> None:
+        self.alphas_bar = alphas_bar
+        exact = alphas_bar.double().numpy()
+        self.alpha, self.sigma = np.sqrt(exact), np.sqrt(1.0 - exact)
+        # float32 here too: the published schedulers find fractional times in this table, to the last digit.
+        self.rho = (((1 - alphas_bar) / alphas_bar) ** 0.5).numpy()
+
+    def hold_above_zero(self) -> None:
+        """Keep the last level just short of pure noise: alpha-bar 2^-24, where diffusers' sigma solvers hold it."""
+        self._tabulate(torch.cat([self.alphas_bar[:-1], torch.tensor([2.0**-24])]))
+
+    @property
+    def steps(self) -> int:
+        """T, the number of levels in the table."""
+        return len(self.alpha)
+
+    def level(self, t: float) -> Level:
+        if not 0 <= t <= self.steps - 1:
+            raise LimnerError(f"time {t} is outside the path's table 0..{self.steps - 1}")
+        if t == int(t):
+            return Level(float(t), float(self.alpha[int(t)]), float(self.sigma[int(t)]))
+        return from_rho(float(t), self.rho_at(t))
+
+    def rho_at(self, t: float) -> float:
+        """sigma/alpha at time t, between whole times interpolated as k-diffusion and diffusers do."""
+        return float(np.interp(t, np.arange(self.steps), self.rho))
+
+    def level_at(self, rho: float) -> Level:
+        """The level at rho; its t is interpolated in log rho."""
+        log_rho = np.log(self.rho[np.isfinite(self.rho)])
+        wanted = math.log(max(rho, 1e-10))
+        i = int(np.searchsorted(log_rho, wanted, side="right").clip(1, len(log_rho) - 1))
+        low, high = log_rho[i - 1], log_rho[i]
+        t = i - 1 + min(max((wanted - float(low)) / float(high - low), 0.0), 1.0)
+        return from_rho(t, rho)
+
+    def times(self, u: Tensor) -> Tensor:
+        return (u * self.steps).floor().clamp(max=self.steps - 1)
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = (torch.as_tensor(a, dtype=torch.float32, device=t.device) for a in (self.alpha, self.sigma))
+        return alpha[t.long()], sigma[t.long()]
+
+
+class Flow:
+    """The straight path `alpha = 1 - t/1000, sigma = t/1000` (Lipman et al. 2023; Liu et al. 2023)."""
+
+    kappa = 1
+
+    def level(self, t: float) -> Level:
+        return Level(float(t), 1.0 - t / 1000.0, t / 1000.0)
+
+    def level_at(self, rho: float) -> Level:
+        sigma = rho / (1.0 + rho) if math.isfinite(rho) else 1.0
+        return Level(1000.0 * sigma, 1.0 - sigma, sigma)
+
+    def times(self, u: Tensor) -> Tensor:
+        return 1000.0 * u
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        sigma = t.float() / 1000.0
+        return 1.0 - sigma, sigma
+
+
+class EDM:
+    """`alpha = 1, sigma = rho` for data of unit variance (Karras et al. 2022, table 1).
+
+    The network is told t, the place of log sigma between log sigma_min (0) and log sigma_max (1000).
+    """
+
+    kappa = 0
+
+    def __init__(
+        self, sigma_min: float = 0.002, sigma_max: float = 80.0, p_mean: float = -1.2, p_std: float = 1.2
+    ) -> None:
+        if not 0 < sigma_min < sigma_max:
+            raise LimnerError(f"an EDM path needs 0 < sigma_min < sigma_max, not {sigma_min} and {sigma_max}")
+        self.lo, self.hi = math.log(sigma_min), math.log(sigma_max)
+        self.p_mean, self.p_std = p_mean, p_std
+
+    def level(self, t: float) -> Level:
+        return Level(float(t), 1.0, math.exp(self.lo + (self.hi - self.lo) * t / 1000.0))
+
+    def level_at(self, rho: float) -> Level:
+        if rho <= 0:
+            return Level(0.0, 1.0, 0.0)
+        return Level(1000.0 * (math.log(rho) - self.lo) / (self.hi - self.lo), 1.0, rho)
+
+    def times(self, u: Tensor) -> Tensor:
+        """log sigma is normal with mean p_mean and deviation p_std (table 1), kept inside the path."""
+        log_sigma = self.p_mean + self.p_std * torch.special.ndtri(u.double().clamp(1e-6, 1 - 1e-6))
+        return (1000.0 * (log_sigma - self.lo) / (self.hi - self.lo)).clamp(0.0, 1000.0).float()
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        sigma = torch.exp(self.lo + (self.hi - self.lo) * t.float() / 1000.0)
+        return torch.ones_like(sigma), sigma
+
+
+def from_rho(t: float, rho: float) -> Level:
+    """The variance-preserving level (alpha^2 + sigma^2 = 1) with ratio rho, told as t."""
+    if math.isinf(rho):
+        return Level(t, 0.0, 1.0)
+    alpha = 1.0 / math.sqrt(1.0 + rho * rho)
+    return Level(t, alpha, rho * alpha)
+
+
+def linear(steps: int = 1000, start: float = 1e-4, end: float = 0.02) -> Discrete:
+    """Betas evenly spaced (Ho et al. 2020, section 4)."""
+    return Discrete(torch.linspace(start, end, steps, dtype=torch.float32))
+
+
+def scaled_linear(steps: int = 1000, start: float = 0.00085, end: float = 0.012) -> Discrete:
+    """Square roots of betas evenly spaced: Stable Diffusion's (Rombach et al. 2022)."""
+    return Discrete(torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float32) ** 2)
+
+
+def cosine(steps: int = 1000, max_beta: float = 0.999) -> Discrete:
+    """alpha-bar a squared cosine (Nichol & Dhariwal 2021, equation 17)."""
+
+    def alpha_bar(t: float) -> float:
+        return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    betas = [min(1 - alpha_bar((i + 1) / steps) / alpha_bar(i / steps), max_beta) for i in range(steps)]
+    return Discrete(torch.tensor(betas, dtype=torch.float32))
+
+
+def zero_terminal_snr(path: Discrete) -> Discrete:
+    """The same path, its last level shifted to alpha = 0 and its first kept (Lin et al. 2024, algorithm 1)."""
+    alpha = torch.cumprod(1.0 - path.betas, dim=0).sqrt()
+    alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
+    bar = alpha**2
+    return Discrete(1 - torch.cat([bar[:1], bar[1:] / bar[:-1]]))
+
+
+PATHS: dict[str, Callable[[], Path]] = {
+    "linear": linear,
+    "scaled_linear": scaled_linear,
+    "cosine": cosine,
+    "flow": Flow,
+    "edm": EDM,
+}
+
+
+def path(name: str) -> Path:
+    """The path called `name` with the values of its paper, e.g. `path("cosine")`; "flow" and "edm" included."""
+    if name not in PATHS:
+        raise unknown("path", name, PATHS)
+    return PATHS[name]()

@@ -1,0 +1,186 @@
+"""The one step in which x moves, and the samplers: generators that yield `(x, x0)` at every step.
+
+A sampler is a pure function of (denoise, x, grid). `denoise(x, level) -> x0`; `grid` is a list of N+1 levels from
+noise to data; `draw(i)` gives the unit noise of step i. Progress bars, previews and cancels need no callback.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Protocol
+
+from torch import Tensor
+
+from limner.errors import LimnerError, unknown
+from limner.noise.level import Level
+
+Denoise = Callable[[Tensor, Level], Tensor]
+Draw = Callable[[int], Tensor]
+Steps = Iterator[tuple[Tensor, Tensor]]
+
+
+class Sampler(Protocol):
+    """The form all samplers share."""
+
+    def __call__(
+        self, denoise: Denoise, x: Tensor, grid: Sequence[Level], draw: Draw, *, kappa: int = 0, eta: float = 1.0
+    ) -> Steps: ...
+
+
+def step(x: Tensor, x0: Tensor, s: Level, t: Level, std: float = 0.0, noise: Tensor | None = None) -> Tensor:
+    """x at level s -> x at level t, for a given x0: keep the part of eps that std does not replace by fresh noise.
+
+    Song et al. 2021 (DDIM), equation 12. Coefficients are python floats, so float64.
+    """
+    down = math.sqrt(max(t.sigma**2 - std**2, 0.0))
+    x = down / s.sigma * x + (t.alpha - s.alpha * down / s.sigma) * x0
+    return x + std * noise if std and noise is not None else x
+
+
+def posterior_std(s: Level, t: Level) -> float:
+    """The deviation of q(x_t | x_s, x0): DDPM's "fixed small" (Ho et al. 2020, equation 7)."""
+    if not t.sigma:
+        return 0.0
+    return t.sigma * math.sqrt(max(0.0, 1.0 - (t.sigma * s.alpha) ** 2 / (s.sigma * t.alpha) ** 2))
+
+
+def ddim(denoise: Denoise, x: Tensor, grid: Sequence[Level], draw: Draw, *, kappa: int = 0, eta: float = 0.0) -> Steps:
+    """eta 0: DDIM, Euler, flow Euler, DPM-Solver++(1). eta 1: DDPM, Euler-ancestral, SDE-DPM++(1)."""
+    for i, (s, t) in enumerate(pairwise(grid)):
+        x0 = denoise(x, s)
+        std = eta * posterior_std(s, t)
+        x = step(x, x0, s, t, std, draw(i) if std else None)
+        yield x, x0
+
+
+def euler(denoise: Denoise, x: Tensor, grid: Sequence[Level], draw: Draw, *, kappa: int = 0, eta: float = 0.0) -> Steps:
+    """Euler's method (Karras et al. 2022, algorithm 1 without churn). It never draws."""
+    return ddim(denoise, x, grid, draw, eta=0.0)
+
+
+def ancestral(
+    denoise: Denoise, x: Tensor, grid: Sequence[Level], draw: Draw, *, kappa: int = 0, eta: float = 1.0
+) -> Steps:
+    """Ancestral sampling: all the noise that the posterior has (Ho et al. 2020, algorithm 2)."""
+    return ddim(denoise, x, grid, draw, eta=eta)
+
+
+def heun(denoise: Denoise, x: Tensor, grid: Sequence[Level], draw: Draw, *, kappa: int = 0, eta: float = 0.0) -> Steps:
+    """Heun's second-order method, two evaluations a step, one in the last (Karras et al. 2022, algorithm 1).
+
+    The average of two slopes depends on the coordinates it is taken in; the path's `kappa` names them.
+    """
+
+    def slope(x: Tensor, x0: Tensor, level: Level) -> Tensor:
+        return (x - level.alpha * x0) / level.sigma - kappa * x0
+
+    def scale(level: Level) -> float:
+        return level.alpha + kappa * level.sigma
+
+    for s, t in pairwise(grid):
+        x0 = denoise(x, s)
+        if not t.sigma or not scale(s):
+            x = step(x, x0, s, t)
+        else:
+            ahead = step(x, x0, s, t)
+            mean = (slope(x, x0, s) + slope(ahead, denoise(ahead, t), t)) / 2
+            run = t.sigma / scale(t) - s.sigma / scale(s)
+            x = scale(t) * (x / scale(s) + run * mean)
+        yield x, x0
+
+
+def _extrapolated(x0: Tensor, before: Tensor | None, r: Level | None, s: Level, t: Level) -> Tensor:
+    """x0 led on by half a step along its last change (Lu et al. 2023, algorithm 2), where both steps are finite."""
+    if before is None or r is None:
+        return x0
+    h, h_before = t.lam - s.lam, s.lam - r.lam
+    if not (math.isfinite(h) and math.isfinite(h_before)):
+        return x0
+    return x0 + h / (2 * h_before) * (x0 - before)
+
+
+def dpmpp_2m(
+    denoise: Denoise, x: Tensor, grid: Sequence[Level], draw: Draw, *, kappa: int = 0, eta: float = 0.0
+) -> Steps:
+    """DPM-Solver++(2M), and with eta 1 its SDE: the same step with a better x0 (Lu et al. 2023, algorithm 2).
+
+    The first step and, where the grid ends at sigma = 0, the last one are of first order, whatever the number of
+    steps.
+    """
+    before, r = None, None
+    for i, (s, t) in enumerate(pairwise(grid)):
+        x0 = denoise(x, s)
+        std = eta * posterior_std(s, t)
+        x = step(x, _extrapolated(x0, before, r, s, t), s, t, std, draw(i) if std else None)
+        before, r = x0, s
+        yield x, x0
+
+
+def dpmpp_2m_sde(
+    denoise: Denoise, x: Tensor, grid: Sequence[Level], draw: Draw, *, kappa: int = 0, eta: float = 1.0
+) -> Steps:
+    """SDE-DPM-Solver++(2M) (Lu et al. 2023, section 5)."""
+    return dpmpp_2m(denoise, x, grid, draw, eta=eta)
+
+
+def _corrected(new: Tensor, x0: Tensor, before: Tensor | None, q: Level | None, r: Level, s: Level) -> Tensor:
+    """UniC-2, B(h) = expm1(-h): the x0 that redoes the step r -> s, knowing x0 at s (Zhao et al. 2023, theorem 3.1).
+
+    `new` is x0 at s, `x0` at r, `before` at q, the level before r.
+    """
+    if before is None or q is None or not math.isfinite(r.lam - q.lam):
+        return (x0 + new) / 2
+    hh = r.lam - s.lam
+    ratio = (q.lam - r.lam) / (s.lam - r.lam)
+    phi1 = math.expm1(hh)
+    phi2 = phi1 / hh - 1.0
+    phi3 = phi2 / hh - 0.5
+    b1, b2 = phi2 / phi1, 2.0 * phi3 / phi1
+    c_before = (b1 - b2) / (1.0 - ratio)  # solves c_before + c_new = b1, ratio*c_before + c_new = b2
+    return x0 + c_before / ratio * (before - x0) + (b1 - c_before) * (new - x0)
+
+
+def unipc(denoise: Denoise, x: Tensor, grid: Sequence[Level], draw: Draw, *, kappa: int = 0, eta: float = 0.0) -> Steps:
+    """UniPC of order 2 (Zhao et al. 2023): UniP-2 is the step of 2M, UniC redoes the last step with the new x0."""
+    x0s: list[Tensor] = []  # x0 at the last two levels, the newer last
+    start = x
+    for i, (s, t) in enumerate(pairwise(grid)):
+        new = denoise(x, s)
+        if i and math.isfinite(s.lam - grid[i - 1].lam):
+            before, q = (x0s[-2], grid[i - 2]) if i > 1 else (None, None)
+            x = step(start, _corrected(new, x0s[-1], before, q, grid[i - 1], s), grid[i - 1], s)
+        start = x
+        x = step(x, _extrapolated(new, x0s[-1] if i else None, grid[i - 1] if i else None, s, t), s, t)
+        x0s = [*x0s[-1:], new]
+        yield x, new
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "ddpm": ancestral,
+    "ddim": ddim,
+    "euler": euler,
+    "euler_a": ancestral,
+    "heun": heun,
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_2m_sde": dpmpp_2m_sde,
+    "unipc": unipc,
+}
+# AUTOMATIC1111's spellings.
+ALIASES = {"euler a": "euler_a", "dpm++ 2m": "dpmpp_2m", "dpm++ 2m sde": "dpmpp_2m_sde"}
+
+
+def sampler(name: str) -> Sampler:
+    """The sampler called `name`; AUTOMATIC1111's spellings ("Euler a", "DPM++ 2M") are understood."""
+    name = ALIASES.get(name.lower(), name.lower())
+    if name not in SAMPLERS:
+        raise unknown("sampler", name, SAMPLERS)
+    return SAMPLERS[name]
+
+
+def check_grid(grid: Sequence[Level]) -> None:
+    """Raises LimnerError unless the levels go strictly from noise towards data and only the last may be clean."""
+    if len(grid) < 2:
+        raise LimnerError("a grid needs at least two levels")
+    for s, t in pairwise(grid):
+        if not s.rho > t.rho:
+            raise LimnerError(f"a grid must fall from noise to data, but sigma/alpha goes from {s.rho:g} to {t.rho:g}")
