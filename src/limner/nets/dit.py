@@ -1,0 +1,159 @@
+"""The diffusion transformer (Peebles & Xie 2023), unconditional, told a class, or reading text by cross-attention.
+
+The text path follows PixArt-alpha (Chen et al. 2024): adaLN carries the time, cross-attention the words.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from limner.errors import LimnerError
+from limner.nets.layers import TimestepEmbedder, attention, merge_heads, modulate, position_table, split_heads
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """The numbers of one DiT. `num_classes` and `text_dim` are 0 where there is no such condition."""
+
+    sample_size: int = 32
+    in_channels: int = 3
+    patch_size: int = 4
+    hidden_size: int = 256
+    depth: int = 6
+    num_heads: int = 8
+    mlp_ratio: float = 4.0
+    num_classes: int = 0
+    text_dim: int = 0
+
+    def __post_init__(self) -> None:
+        if self.sample_size % self.patch_size:
+            raise LimnerError(f"sample_size {self.sample_size} is not divisible by patch_size {self.patch_size}")
+        if self.hidden_size % self.num_heads or self.hidden_size % 4:
+            raise LimnerError(
+                f"hidden_size {self.hidden_size} must be divisible by num_heads {self.num_heads} and by 4"
+            )
+
+
+class TextMemory(NamedTuple):
+    """What the text contributes: keys and values of each block's cross-attention, made once per picture."""
+
+    kv: list[tuple[Tensor, Tensor]]  # depth pairs of (B, H, L, d)
+    mask: Tensor | None  # (B, 1, 1, L), True at real tokens
+
+
+class CrossAttention(nn.Module):
+    """Pictures' tokens (B, N, D) ask, text tokens (B, L, C) answer."""
+
+    def __init__(self, dim: int, text_dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(dim, dim)
+        self.to_kv = nn.Linear(text_dim, 2 * dim)
+        self.to_out = nn.Linear(dim, dim)
+
+    def read(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Text (B, L, C) -> keys and values, each (B, H, L, d)."""
+        k, v = self.to_kv(text).chunk(2, dim=-1)
+        return split_heads(k, self.heads), split_heads(v, self.heads)
+
+    def forward(self, x: Tensor, kv: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        return self.to_out(merge_heads(attention(split_heads(self.to_q(x), self.heads), *kv, mask)))
+
+
+class DiTBlock(nn.Module):
+    """Self-attention, cross-attention where there is text, feed-forward; the gates open from zero (adaLN-Zero)."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        dim, self.heads = config.hidden_size, config.num_heads
+        inner = int(dim * config.mlp_ratio)
+        self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.modulation = nn.Linear(dim, 6 * dim)
+        self.to_qkv = nn.Linear(dim, 3 * dim)
+        self.to_out = nn.Linear(dim, dim)
+        self.cross = CrossAttention(dim, config.text_dim, config.num_heads) if config.text_dim else None
+        self.mlp_in = nn.Linear(dim, inner)
+        self.mlp_out = nn.Linear(inner, dim)
+
+    def self_attention(self, x: Tensor) -> Tensor:
+        q, k, v = (split_heads(part, self.heads) for part in self.to_qkv(x).chunk(3, dim=-1))
+        return self.to_out(merge_heads(attention(q, k, v)))
+
+    def forward(self, x: Tensor, c: Tensor, kv: tuple[Tensor, Tensor] | None, mask: Tensor | None) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, dim=-1)  # each (B, D)
+        x = torch.addcmul(x, gate1[:, None], self.self_attention(modulate(self.norm(x), shift1, scale1)))
+        if self.cross is not None and kv is not None:
+            x = x + self.cross(self.norm(x), kv, mask)
+        h = F.gelu(self.mlp_in(modulate(self.norm(x), shift2, scale2)), approximate="tanh")
+        return torch.addcmul(x, gate2[:, None], self.mlp_out(h))
+
+
+class DiT(nn.Module):
+    """x (B, C, H, W), t (B,) in [0, 1000] -> the network's output F (B, C, H, W)."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim, patch = config.hidden_size, config.patch_size
+        self.patch_in = nn.Linear(config.in_channels * patch * patch, dim)
+        self.time = TimestepEmbedder(dim)
+        # The last row is the null class of classifier-free guidance.
+        self.classes = nn.Embedding(config.num_classes + 1, dim) if config.num_classes else None
+        self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.depth))
+        self.norm_out = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.modulation_out = nn.Linear(dim, 2 * dim)
+        self.patch_out = nn.Linear(dim, config.in_channels * patch * patch)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Xavier weights, zero biases; every residual branch and the output start at zero (section 3.2)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for embedding in (self.time.linear_1, self.time.linear_2, self.classes):
+            if embedding is not None:
+                nn.init.normal_(embedding.weight, std=0.02)
+        closed = [self.modulation_out, self.patch_out]
+        for block in self.blocks:
+            assert isinstance(block, DiTBlock)
+            closed += [block.modulation] + ([block.cross.to_out] if block.cross is not None else [])
+        for linear in closed:
+            nn.init.zeros_(linear.weight)
+
+    @property
+    def null_class(self) -> int:
+        """The label that stands for no label."""
+        return self.config.num_classes
+
+    def read(self, text: Tensor, mask: Tensor | None = None) -> TextMemory:
+        """Text states (B, L, C) and their mask (B, L), True at real tokens -> what all steps of a picture share."""
+        kv = [block.cross.read(text) for block in self.blocks]  # type: ignore[union-attr, operator]
+        return TextMemory(kv, None if mask is None else mask[:, None, None, :])
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None, text: TextMemory | None = None) -> Tensor:
+        """`labels` (B,) with `null_class` for none where the model has classes; `text` from `read` where it reads."""
+        config, patch = self.config, self.config.patch_size
+        height, width = x.shape[2:]
+        if height % patch or width % patch:
+            raise LimnerError(f"a picture of {width}x{height} does not divide into patches of {patch}x{patch}")
+        x = self.patch_in(rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=patch, q=patch))  # (B, N, D)
+        base = config.sample_size // patch
+        x = x + position_table(height // patch, width // patch, config.hidden_size, base, x.device).to(x.dtype)
+        c = self.time(t)
+        if self.classes is not None:
+            c = c + self.classes(labels if labels is not None else torch.full_like(t, self.null_class).long())
+        c = F.silu(c)  # (B, D)
+        kv = text.kv if text is not None else [None] * config.depth
+        mask = text.mask if text is not None else None
+        for block, block_kv in zip(self.blocks, kv, strict=True):
+            x = block(x, c, block_kv, mask)
+        shift, scale = self.modulation_out(c).chunk(2, dim=-1)
+        x = self.patch_out(modulate(self.norm_out(x), shift, scale))
+        return rearrange(
+            x, "b (h w) (c p q) -> b c (h p) (w q)", h=height // patch, p=patch, q=patch, c=config.in_channels
+        )

@@ -1,0 +1,82 @@
+"""What the networks share: the one attention call, timestep and position embeddings, adaLN modulation."""
+
+import math
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    """Scaled dot-product attention, the only one in the library (Vaswani et al. 2017, equation 1).
+
+    q (B, H, Lq, d), k and v (B, H, Lk, d); `mask` is True where a query may look and broadcasts to (B, H, Lq, Lk).
+    Returns (B, H, Lq, d).
+    """
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, L, H*d) -> (B, H, L, d), a view."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, H, L, d) -> (B, L, H*d)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (B, N, D) shifted and scaled per picture by (B, D) (Peebles & Xie 2023, section 3.2)."""
+    return torch.addcmul(shift.unsqueeze(1), x, (1 + scale).unsqueeze(1))
+
+
+def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+    """Cosines and sines of t (B,) at `dim`/2 frequencies from 1 down to 1/max_period: (B, dim), float32.
+
+    The frequencies are made for t between 0 and 1000 (Ho et al. 2020; Vaswani et al. 2017, section 3.5): a time in
+    [0, 1] would leave nearly all of them constant. Every `Level.t` in this library is in that range.
+    """
+    half = dim // 2
+    freqs = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * (-math.log(max_period) / half))
+    angles = t.float()[:, None] * freqs
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class TimestepEmbedder(nn.Module):
+    """t (B,) in [0, 1000] -> (B, D): sinusoids, then a two-layer network."""
+
+    def __init__(self, dim: int, frequencies: int = 256) -> None:
+        super().__init__()
+        self.frequencies = frequencies
+        self.linear_1 = nn.Linear(frequencies, dim)
+        self.linear_2 = nn.Linear(dim, dim)
+
+    def forward(self, t: Tensor) -> Tensor:
+        x = timestep_embedding(t, self.frequencies).to(self.linear_1.weight.dtype)
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+@torch.compiler.assume_constant_result
+def position_table(height: int, width: int, dim: int, base: int, device: torch.device) -> Tensor:
+    """Sine-cosine positions of a height x width grid: (height*width, dim), float32, made once per size.
+
+    Half of the channels code y, half x (Dosovitskiy et al. 2021 in two dimensions). Cell centres are stretched so
+    that any size spans the `base` cells the network was trained on, as interpolated ViT tables do: at the trained
+    size cell i stands at i, at twice the size cells stand at -0.25, 0.25, 0.75 and so on.
+    """
+    return _position_table(height, width, dim, base, device)
+
+
+@lru_cache(maxsize=32)
+def _position_table(height: int, width: int, dim: int, base: int, device: torch.device) -> Tensor:
+    def axis(n: int) -> Tensor:
+        place = (torch.arange(n, dtype=torch.float32, device=device) + 0.5) * (base / n) - 0.5
+        freqs = 10_000.0 ** (-torch.arange(dim // 4, dtype=torch.float32, device=device) / (dim // 4))
+        angles = place[:, None] * freqs
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)  # (n, dim/2)
+
+    y = axis(height)[:, None].expand(height, width, dim // 2)
+    x = axis(width)[None, :].expand(height, width, dim // 2)
+    return torch.cat([y, x], dim=-1).reshape(height * width, dim)
