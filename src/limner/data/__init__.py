@@ -1,0 +1,1 @@
+"""Pictures with captions: `captions` (what is said), `sources` (pictures read), `world` (pictures drawn)."""

@@ -1,0 +1,137 @@
+"""Batches: from pictures to tensors, addressed by step.
+
+`Batches` keeps no state, so that a resumed run, and a run split over several processes, see exactly the pictures,
+captions and flips of the run that was never interrupted.
+"""
+
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from limner.data import captions as words
+from limner.data.sources import BrokenPicture, Item, Pictures
+from limner.errors import LimnerError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+    from torch import Tensor
+
+
+def to_tensor(image: "Image", size: int, channels: int) -> "Tensor":
+    """`image` as a uint8 tensor (channels, size, size); channels is 1 (grey) or 3 (RGB).
+
+    The largest centred square is resized (Lanczos, antialiased); a picture that has the size is left as it is.
+    """
+    import numpy as np
+    import torch
+    from PIL import Image, ImageOps
+
+    if channels not in (1, 3):
+        raise LimnerError(f"pictures have 1 channel (grey) or 3 (RGB), not {channels}")
+    image = image.convert("L" if channels == 1 else "RGB")
+    if image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(image)).view(size, size, channels).permute(2, 0, 1).contiguous()  # (C, H, W)
+
+
+@lru_cache(maxsize=4)
+def epoch_order(n: int, seed: int, epoch: int) -> "np.ndarray":
+    """The order of the `n` pictures in `epoch`: a permutation (n,), the same for the same arguments. Read only."""
+    import numpy as np
+
+    order = np.random.default_rng([seed, 0, epoch]).permutation(n)
+    order.flags.writeable = False
+    return order
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """The batches of a training run, by step: a map-style data set without state.
+
+    Step k takes the positions k*batch_size to (k+1)*batch_size of all epochs laid end to end. Of several processes,
+    process `rank` of `world` gets its share of each batch, and the shares together are the batch of one process. With
+    prefetch: `DataLoader(batches, batch_size=None, sampler=range(start, stop), num_workers=2)`.
+    """
+
+    pictures: Pictures
+    batch_size: int  # over all processes
+    size: int
+    channels: int
+    seed: int = 0
+    flip: bool = False  # turn half of the pictures left to right
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        size, world = self.batch_size, self.world
+        if size < 1 or size % world:
+            raise LimnerError(f"a batch of {size} cannot be shared by {world} processes: take a multiple of {world}")
+        if self.seed < 0:
+            raise LimnerError(f"the seed of the data order is {self.seed}; expected 0 or more")
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, step: int) -> dict:
+        return self.batch(step)
+
+    def batch(self, step: int) -> dict:
+        """The batch of `step`, B = batch_size / world pictures of it:
+
+        images uint8 (B, C, H, W) · captions: list of B str, one drawn for each picture, "" without captions ·
+        labels int64 (B,) or None · indices int64 (B,) · broken: names of unreadable pictures, for each of which the
+        next good one of the data set stands in.
+        """
+        import numpy as np
+        import torch
+
+        share = self.batch_size // self.world
+        mine = slice(self.rank * share, (self.rank + 1) * share)
+        draws = np.random.default_rng([self.seed, 1, step]).random((2, self.batch_size))[:, mine]
+        broken: list[str] = []
+        first, n = step * self.batch_size + mine.start, len(self.pictures)
+        items = [self._good(int(epoch_order(n, self.seed, p // n)[p % n]), broken) for p in range(first, first + share)]
+        images = torch.stack([to_tensor(item.image, self.size, self.channels) for item in items])
+        if self.flip:
+            turned = torch.from_numpy(draws[1] < 0.5)
+            images[turned] = images[turned].flip(-1)
+        return {
+            "images": images,
+            "captions": [item.captions[int(u * len(item.captions))] for item, u in zip(items, draws[0], strict=True)],
+            "labels": None if items[0].label is None else torch.tensor([item.label for item in items]),
+            "indices": torch.tensor([item.index for item in items]),
+            "broken": broken,
+        }
+
+    def _good(self, index: int, broken: list[str], tries: int = 100) -> Item:
+        """The picture at `index`, or the next one that can be read; the names of the others go to `broken`."""
+        n = len(self.pictures)
+        for candidate in range(index, index + min(n, tries)):
+            try:
+                return self.pictures[candidate % n]
+            except BrokenPicture as error:
+                broken.append(self.pictures.name(candidate % n))
+                last = error
+        raise LimnerError(f"{min(n, tries)} pictures in a row cannot be read; the last: {last}")
+
+
+class BrokenCount:
+    """Counts the unreadable pictures of a run over `total` pictures, and stops it when they are too many."""
+
+    def __init__(self, total: int, max_broken: float) -> None:
+        self.total, self.max_broken = total, max_broken
+        self.seen, self.names = 0, dict[str, None]()
+
+    def add(self, batch: dict) -> None:
+        """Count `batch`. LimnerError when more than the share `max_broken` of the pictures seen are broken.
+
+        At least 1000 pictures, or all where there are fewer, are the measure, so that early bad luck stops nothing.
+        """
+        self.seen += len(batch["indices"])
+        self.names.update(dict.fromkeys(batch["broken"]))
+        measure = min(self.total, max(self.seen, 1000))
+        if len(self.names) > self.max_broken * measure:
+            many = f"{len(self.names)} pictures cannot be read, more than the share {self.max_broken:g}"
+            raise LimnerError(f"{many} that --data.max-broken allows: {words.few(self.names)}")

@@ -1,0 +1,242 @@
+"""What is said about a picture: caption templates for labels, and captions written in files beside the pictures.
+
+Pure Python. A label set has words (synonyms) and templates; every word in every template is a training caption. A few
+templates are held out: their words are all known from training, their phrasing is not, so that a model which answers
+them has learned language and not a list.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from limner.errors import LimnerError, unknown
+
+CAPTION_COLUMNS = ("text", "caption", "captions", "prompt")
+HOW_TO_CAPTION = (
+    "Captions are given in one of four ways: metadata.jsonl or metadata.csv with file_name and text; a .txt beside "
+    "each picture; a folder for each class (two or more); Parquet with a column of text or of named labels"
+)
+
+
+@dataclass(frozen=True)
+class CaptionSet:
+    """The captions of a set of labels. In a template `{}` stands for the word, `{a}` for the word with its a or an."""
+
+    label_words: tuple[tuple[str, ...], ...]
+    templates: tuple[str, ...]
+    held_out: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for template in self.templates + self.held_out:
+            if "{}" not in template and "{a}" not in template:
+                raise LimnerError(
+                    f"the caption template {template!r} has no place for the word: put {{}} or {{a}} in it"
+                )
+
+    def canonical(self, label: int) -> str:
+        """The one caption to show for `label`: its first word in the first template."""
+        return fill(self.templates[0], self._words(label)[0])
+
+    def all(self, label: int) -> list[str]:
+        """Every training caption of `label`, the canonical one first."""
+        return [fill(template, word) for template in self.templates for word in self._words(label)]
+
+    def held_out_captions(self, label: int) -> list[str]:
+        """Captions of `label` in phrasings that are never trained on."""
+        return [fill(template, word) for template in self.held_out for word in self._words(label)]
+
+    def _words(self, label: int) -> tuple[str, ...]:
+        if not 0 <= label < len(self.label_words):
+            raise LimnerError(
+                f"label {label} is out of range: this set has the labels 0 to {len(self.label_words) - 1}"
+            )
+        return self.label_words[label]
+
+
+def fill(template: str, word: str) -> str:
+    """`template` with its `{}` or `{a}` replaced by `word`."""
+    return template.replace("{a}", f"{article(word)} {word}").replace("{}", word)
+
+
+def article(word: str) -> str:
+    """a or an, by sound as far as the spelling tells: an owl, an 8; a one, a unicorn."""
+    sounds_like_a_consonant = word.lower().startswith(("one", "uni", "use", "eu"))
+    return "an" if word.lower().startswith((*"aeiou8", "11", "18")) and not sounds_like_a_consonant else "a"
+
+
+DIGITS = CaptionSet(
+    label_words=tuple(
+        (word, str(digit))
+        for digit, word in enumerate(("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"))
+    ),
+    templates=(
+        "a handwritten {}",
+        "the digit {}",
+        "{a}",
+        "{}",
+        "number {}",
+        "the number {}",
+        "a picture of the digit {}",
+        "a drawing of the digit {}",
+        "a drawing of {a}",
+        "the number {} written by hand",
+        "{a} written with a pen",
+        "the digit {} drawn by hand",
+    ),
+    held_out=("a picture of {a} drawn with a pen",),
+)
+
+CIFAR10 = CaptionSet(
+    label_words=(
+        ("airplane", "plane", "jet", "aircraft"),
+        ("automobile", "car"),
+        ("bird",),
+        ("cat", "kitten"),
+        ("deer", "stag"),
+        ("dog", "puppy"),
+        ("frog", "toad"),
+        ("horse", "pony"),
+        ("ship", "boat"),
+        ("truck", "lorry"),
+    ),
+    templates=(
+        "a photo of {a}",
+        "{a}",
+        "{}",
+        "a photo of the {}",
+        "a picture of {a}",
+        "an image of {a}",
+        "a small photo of {a}",
+        "a blurry photo of {a}",
+        "a photo showing {a}",
+        "this is {a}",
+    ),
+    held_out=("a small picture showing {a}",),
+)
+
+_BY_NAMES = {tuple("0123456789"): DIGITS, tuple(words[0] for words in CIFAR10.label_words): CIFAR10}
+
+
+def from_names(names: Iterable[str], templates: tuple[str, ...] = ("a photo of {a}",)) -> CaptionSet:
+    """The captions of any class names: underscores and hyphens become spaces."""
+    return CaptionSet(tuple((" ".join(name.replace("_", " ").replace("-", " ").split()),) for name in names), templates)
+
+
+def for_labels(names: Sequence[str], templates: tuple[str, ...] = ()) -> CaptionSet:
+    """The captions of the label set called `names`, a known one or any; `templates` take the place of its own."""
+    known = _BY_NAMES.get(tuple(names))
+    if known is None:
+        return from_names(names, templates) if templates else from_names(names)
+    return replace(known, templates=templates) if templates else known
+
+
+def from_labels(labels: Sequence[int], names: Sequence[str], templates: tuple[str, ...], where: str) -> list[list[str]]:
+    """The training captions of each picture of `where`, by its label. Pictures of one label share one list."""
+    bad = next((row for row, label in enumerate(labels) if not 0 <= label < len(names)), None)
+    if bad is not None:
+        known = f"this set has the labels 0 to {len(names) - 1}"
+        raise LimnerError(f"{where}, row {bad}: label {labels[bad]} is out of range: {known}")
+    said = for_labels(names, templates)
+    by_label = [said.all(label) for label in range(len(names))]
+    return [by_label[label] for label in labels]
+
+
+def numbered(values: Sequence, names: list[str] | None = None, where: str = "") -> tuple[list[int], list[str] | None]:
+    """(labels, names) of a column of labels: names are numbered in sorted order, numbers stay, nothing becomes -1."""
+    if all(isinstance(value, str) for value in values):
+        names = sorted(set(values))
+        numbers = {name: number for number, name in enumerate(names)}
+        return [numbers[value] for value in values], names
+    if not all(value is None or isinstance(value, int) for value in values):
+        raise LimnerError(f"{where}: labels are names or whole numbers, all of one kind")
+    return [-1 if value is None else value for value in values], names
+
+
+def few(names: Iterable[str], shown: int = 3) -> str:
+    """The first `shown` of `names`, and how many more there are, for a message."""
+    names = list(names)
+    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + rest
+
+
+def spoken(value: object, where: str) -> list[str]:
+    """The captions in one cell: a text, a list of texts or nothing. Blank ones are dropped."""
+    texts = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise LimnerError(f"{where}: a caption is a text or a list of texts, not {value!r}")
+    return [text.strip() for text in texts if text.strip()]
+
+
+def from_sidecars(pictures: Sequence[Path]) -> list[list[str]] | None:
+    """The captions in the `.txt` beside each picture, one a line; None where no picture has such a file."""
+    sidecars = [picture.with_suffix(".txt") for picture in pictures]
+    if not any(sidecar.is_file() for sidecar in sidecars):
+        return None
+    return [spoken(_text(sidecar).split("\n"), str(sidecar)) if sidecar.is_file() else [] for sidecar in sidecars]
+
+
+def from_metadata(root: Path, pictures: Sequence[Path], column: str | None = None) -> list[list[str]] | None:
+    """The captions in the `metadata.jsonl` and `metadata.csv` files under `root`; None where there is no such file.
+
+    A row names its picture in `file_name`, relative to the metadata file, and says it in `text` (or `caption`, or
+    `column`). Several rows may speak of one picture. Rows of pictures that are not there are an error.
+    """
+    files = sorted([*root.rglob("metadata.jsonl"), *root.rglob("metadata.csv")])
+    if not files:
+        return None
+    captions: dict[Path, list[str]] = {picture: [] for picture in pictures}
+    for file in files:
+        missing = []
+        for line, row in _rows(file):
+            where = f"{file}, line {line}"
+            name = str(_cell(row, ("file_name",), "file_name", where))
+            text = _cell(row, (column,) if column else CAPTION_COLUMNS, "caption", where)
+            picture = file.parent / PurePosixPath(name)
+            if picture in captions:
+                captions[picture] += spoken(text, where)
+            else:
+                missing.append(name)
+        if missing:
+            raise LimnerError(
+                f"{file}: {len(missing)} of its rows name pictures that are not there: {few(missing)}. "
+                f"file_name is relative to {file.parent}, which holds {few(p.name for p in pictures)}"
+            )
+    return [captions[picture] for picture in pictures]
+
+
+def _cell(row: dict, columns: tuple[str, ...], kind: str, where: str) -> object:
+    """The first of `columns` that `row` has."""
+    for column in columns:
+        if column in row:
+            return row[column]
+    raise LimnerError(f"{where}: no {kind} there. {unknown('column', columns[0], map(str, row))}")
+
+
+def _rows(file: Path) -> Iterator[tuple[int, dict]]:
+    """(line, row) of a metadata file; a line that is not a JSON object is an error."""
+    if file.suffix == ".csv":
+        reader = csv.DictReader(io.StringIO(_text(file)))
+        yield from ((reader.line_num, row) for row in reader)
+        return
+    for number, line in enumerate(_text(file).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise LimnerError(f"{file}, line {number} is not JSON: {error.msg} at character {error.pos + 1}") from None
+        if not isinstance(row, dict):
+            raise LimnerError(
+                f'{file}, line {number}: expected {{"file_name": ..., "text": ...}}, not {line.strip()!r}'
+            )
+        yield number, row
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text("utf-8-sig")  # spreadsheets write a byte order mark
+    except UnicodeDecodeError as error:
+        raise LimnerError(f"{file} is not UTF-8 text: byte {error.start} cannot be read; save it as UTF-8") from None

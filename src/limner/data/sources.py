@@ -1,0 +1,228 @@
+"""Where training pictures come from: a data set of the Hugging Face Hub, Parquet files or a folder of pictures.
+
+`open_source` opens them and decodes none.
+"""
+
+import io
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from limner.data import captions as words
+from limner.errors import LimnerError, unknown
+
+if TYPE_CHECKING:  # the command line's help imports this module, and must stay quick
+    from PIL.Image import Image
+
+HUB_NAMES = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SPLITS = ("train", "test", "validation", "valid", "val")
+IMAGE_COLUMNS = ("image", "img", "picture", "png", "jpg", "webp")
+LABEL_COLUMNS = ("label", "labels", "class")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The pictures to train on."""
+
+    name: str = "mnist"  # mnist, cifar10, or a data set of the Hub: owner/name[:config]. Not used where a path is given
+    path: str | None = None  # local pictures: a folder of Parquet files, one .parquet file, or a folder of pictures
+    split: str = "train"  # of the Hub data set, of files called SPLIT-*.parquet, or the folder SPLIT/
+    image_column: str | None = None  # the column of pictures; found by its type when not given
+    caption_column: str | None = None  # the column of captions; text, caption, captions or prompt when not given
+    label_column: str | None = None  # the column of labels, which become captions where no column has any
+    templates: tuple[str, ...] = ()  # captions for labels: "a photo of {a}"; {} is the word, {a} the word with a or an
+    max_broken: float = 0.01  # the share of unreadable pictures that is put up with
+
+
+class Item(NamedTuple):
+    image: "Image"  # PIL, mode L or RGB
+    captions: Sequence[str]
+    label: int | None
+    index: int  # type: ignore[assignment]
+
+
+class BrokenPicture(LimnerError):
+    """A picture that cannot be decoded."""
+
+
+@dataclass(eq=False, repr=False)
+class Pictures:
+    """A map-style data set of pictures, decoded when asked for."""
+
+    images: "Sequence[dict] | _Column"  # {"bytes": the file's content or None, "path": the file or None}
+    where: str  # what to call the whole in a message
+    captions: list[list[str]] | None = None  # one or more for each picture; None: training without text
+    labels: list[int] | None = None
+    label_names: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Item:
+        captions = self.captions[index] if self.captions else ("",)
+        return Item(self.image(index), captions, self.labels[index] if self.labels else None, index)
+
+    def image(self, index: int) -> "Image":
+        """The picture, in mode L or RGB, upright, on white where it is transparent. BrokenPicture if unreadable."""
+        from PIL.Image import DecompressionBombError
+
+        entry = self.images[index]
+        try:
+            return _decode(entry)
+        except (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error, DecompressionBombError) as error:
+            raise BrokenPicture(f"{self.name(index)} cannot be read as a picture: {error}") from error
+
+    def name(self, index: int) -> str:
+        """What to call a picture in a message: its file, or its row."""
+        entry = self.images[index] or {}
+        return f"{self.where}, row {index}" if entry.get("bytes") or not entry.get("path") else str(entry["path"])
+
+    def all_captions(self) -> list[str]:
+        """Every distinct caption, in order of first appearance: what a tokenizer is trained on."""
+        lists = {id(captions): captions for captions in self.captions or []}  # a label's pictures share one list
+        return list(dict.fromkeys(caption for captions in lists.values() for caption in captions))
+
+
+def _decode(entry: dict | None) -> "Image":
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    source = entry and (entry["bytes"] or entry["path"])
+    if not source:
+        raise ValueError("the row has no picture")
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I"):  # 16 bits: Pillow would clip them to 255
+        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
+    return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
+
+
+def open_source(config: Source, captions: bool = True) -> Pictures:
+    """Open the pictures that `config` names. `captions=False` leaves captions out, for training without text.
+
+    Raises LimnerError for a name, path, split or column that is not there, and where a picture has no caption.
+    """
+    if config.path is None:
+        return _from_table(_hub_table(config), config.name, config, captions)
+    path = Path(config.path).expanduser()
+    if not path.exists():
+        raise LimnerError(f"--data.path {config.path}: there is no such file or folder")
+    files = [path] if path.is_file() else sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))
+    if not files:
+        return _from_folder(path, config, captions)
+    return _from_table(_parquet_table(files, path, config.split), str(path), config, captions)
+
+
+def _hub_table(config: Source):
+    import datasets
+
+    if "/" not in config.name and config.name not in HUB_NAMES:
+        raise LimnerError(f"{unknown('data set', config.name, HUB_NAMES)}, owner/name on the Hub, or --data.path")
+    name, _, variant = HUB_NAMES.get(config.name, config.name).partition(":")
+    try:
+        return datasets.load_dataset(name, variant or None, split=config.split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise LimnerError(
+            f"the data set {name!r}, split {config.split!r}, could not be fetched from the Hugging Face Hub ({error}). "
+            "Local files need no network: --data.path takes Parquet files or a folder of pictures"
+        ) from error
+
+
+def _parquet_table(files: list[Path], path: Path, split: str):
+    import datasets
+
+    splits = {file: file.stem.split("-")[0] for file in files}
+    inside = set(splits.values()) & set(SPLITS)
+    if path.is_dir():
+        _check_split(split, inside, path)
+        files = [file for file in files if not inside or splits[file] == split]
+    try:
+        return datasets.Dataset.from_parquet([str(file) for file in files])
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        failed = f"{words.few(map(str, files))} cannot be read as Parquet ({error.__cause__ or error})"
+        raise LimnerError(f"{failed}; --data.path takes Parquet files or a folder of pictures") from error
+
+
+class _Column:
+    """One column of a table, read row by row: `Dataset[i]` costs eight times as much."""
+
+    def __init__(self, table, column: str) -> None:
+        self.table = table.select_columns([column])
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> dict | None:
+        return self.table.data.column(0)[int(index)].as_py()
+
+
+def _from_table(table, where: str, config: Source, captions: bool) -> Pictures:
+    import datasets
+
+    features, columns = table.features, table.column_names
+
+    def find(kind: str, given: str | None, known: Sequence[str], feature: type | None = None) -> str | None:
+        if given is not None and given not in columns:
+            raise LimnerError(f"{where}: {unknown(f'{kind} column', given, columns)}")
+        typed = [column for column in columns if feature and isinstance(features[column], feature)]
+        return given or next(iter(typed + [column for column in known if column in columns]), None)
+
+    image = find("image", config.image_column, IMAGE_COLUMNS, datasets.Image)
+    text = find("caption", config.caption_column, words.CAPTION_COLUMNS)
+    label = find("label", config.label_column, LABEL_COLUMNS, datasets.ClassLabel)
+    stored = features.get(image)
+    is_picture = isinstance(stored, datasets.Image) or getattr(stored, "dtype", None) in ("binary", "string")
+    if image is None or not is_picture:
+        raise LimnerError(f"{where}: no column of pictures; name one of {', '.join(columns)} with --data.image-column")
+    if not len(table):
+        raise LimnerError(f"{where}: the split {config.split!r} is empty; expected at least one picture")
+    pictures = Pictures(_Column(table.cast_column(image, datasets.Image(decode=False)), image), where)
+    if label:
+        names = getattr(features[label], "names", None)
+        pictures.labels, pictures.label_names = words.numbered(table[label][:], names, f"{where}, column {label}")
+    if captions and text:
+        pictures.captions = [words.spoken(value, f"{where}, row {row}") for row, value in enumerate(table[text][:])]
+    return _captioned(pictures, config.templates) if captions else pictures
+
+
+def _check_split(split: str, inside: set[str], where: Path) -> None:
+    if split not in inside and (inside or split != "train"):  # what is not divided into splits is for training
+        raise LimnerError(f"{where}: {unknown('split', split, inside or ['train'])}")
+
+
+def _from_folder(root: Path, config: Source, captions: bool) -> Pictures:
+    inside = set() if any(root.glob("metadata.*")) else {name for name in SPLITS if (root / name).is_dir()}
+    _check_split(config.split, inside, root)
+    root = root / config.split if inside else root
+    names = [path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in SUFFIXES]
+    names = sorted(name for name in names if not any(part.startswith(".") for part in name.parts))
+    if not names:
+        raise LimnerError(f"{root} holds no picture ({' '.join(SUFFIXES)}) and no .parquet file")
+    files = [root / name for name in names]
+    pictures = Pictures([{"bytes": None, "path": str(file)} for file in files], str(root))
+    folders = [name.parts[0] for name in names]
+    if all(len(name.parts) > 1 for name in names) and len(set(folders)) > 1:
+        pictures.labels, pictures.label_names = words.numbered(folders)
+    if captions:
+        pictures.captions = words.from_metadata(root, files, config.caption_column) or words.from_sidecars(files)
+        return _captioned(pictures, config.templates)
+    return pictures
+
+
+def _captioned(pictures: Pictures, templates: tuple[str, ...]) -> Pictures:
+    """`pictures` with captions, from their labels if they have none of their own; every picture must have one."""
+    if pictures.captions is None:
+        if pictures.labels is None or not pictures.label_names:
+            raise LimnerError(f"{pictures.where} has pictures, but nothing says what they show. {words.HOW_TO_CAPTION}")
+        pictures.captions = words.from_labels(pictures.labels, pictures.label_names, templates, pictures.where)
+    silent = [pictures.name(row) for row, captions in enumerate(pictures.captions) if not captions]
+    if silent:
+        counts = f"{len(silent)} of {len(pictures)} pictures have no caption"
+        raise LimnerError(f"{pictures.where}: {counts}: {words.few(silent)}. Caption them or take them out")
+    return pictures

@@ -1,0 +1,98 @@
+"""Pictures in and out: tensors to PIL, sheets, PNG files with their `parameters`, and the terminal."""
+
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, PngImagePlugin
+from torch import Tensor
+
+from limner.errors import LimnerError
+from limner.files import write_atomically
+
+
+def to_pictures(x: Tensor) -> list[Image.Image]:
+    """x (B, 1 or 3, H, W) in [-1, 1] -> PIL pictures, mode L or RGB."""
+    if not bool(torch.isfinite(x).all()):
+        raise LimnerError("the picture holds values that are not numbers; try --dtype float32 or less guidance")
+    pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in pixels]
+
+
+def sheet(
+    pictures: Sequence[Image.Image],
+    captions: Sequence[str] = (),
+    columns: int | None = None,
+    scale: int = 1,
+    gap: int = 4,
+) -> Image.Image:
+    """Pictures of one size side by side, each enlarged `scale` times, its caption below it where there is one."""
+    columns = columns or math.ceil(math.sqrt(len(pictures)))
+    width, height = (side * scale for side in pictures[0].size)
+    lines = [_wrap(caption, width + gap) for caption in captions]
+    label = 12 * max((line.count("\n") + 1 for line in lines), default=0)
+    rows = math.ceil(len(pictures) / columns)
+    cell = (width + gap, height + label + gap)
+    page = Image.new("RGB", (columns * cell[0] + gap, rows * cell[1] + gap), "white")
+    draw = ImageDraw.Draw(page)
+    for i, picture in enumerate(pictures):
+        left, top = gap + (i % columns) * cell[0], gap + (i // columns) * cell[1]
+        page.paste(picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST), (left, top))
+        if i < len(lines):
+            draw.multiline_text((left, top + height + 1), lines[i], fill="black", font_size=10, spacing=1)
+    return page
+
+
+def _wrap(text: str, width: int) -> str:
+    """Text broken into lines that fit `width` pixels at the label's size, about 5.4 pixels a letter."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if len(longer) * 5.4 > width and lines[-1]:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return "\n".join(lines)
+
+
+def suffix_kind(path: Path) -> str:
+    """Pillow's name of the kind of picture that the file name asks for."""
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind is None:
+        raise LimnerError(f"cannot tell the kind of picture from {path.name!r}; end it in .png, .jpg or .webp")
+    return kind
+
+
+def save(picture: Image.Image, path: Path, parameters: str = "") -> None:
+    """Write the picture, whole or not at all; a PNG carries `parameters` as AUTOMATIC1111 writes it."""
+    kind = suffix_kind(path)
+    info = PngImagePlugin.PngInfo()
+    if parameters:
+        # iTXt holds any prompt; tEXt, which A1111 writes where it can, only Latin-1.
+        (info.add_text if parameters.isascii() else info.add_itxt)("parameters", parameters)
+    extra = {"pnginfo": info} if kind == "PNG" else {}
+    write_atomically(path, lambda temporary: picture.save(temporary, format=kind, **extra))
+
+
+def parameters_text(prompt: str, negative_prompt: str, settings: dict[str, object]) -> str:
+    """The `parameters` text: the prompt, the negative prompt, then "Steps: 20, Sampler: euler, ..."."""
+    lines = [prompt, *([f"Negative prompt: {negative_prompt}"] if negative_prompt else [])]
+    return "\n".join([*lines, ", ".join(f"{name}: {value}" for name, value in settings.items())])
+
+
+def show(picture: Image.Image, columns: int | None = None) -> str:
+    """The picture as text for a 24-bit terminal: two pixels a letter, one above the other."""
+    columns = min(columns or shutil.get_terminal_size().columns, picture.width)
+    height = max(2, round(picture.height * columns / picture.width) // 2 * 2)
+    pixels = np.asarray(picture.convert("RGB").resize((columns, height), Image.Resampling.LANCZOS))
+    rows = []
+    for top, bottom in zip(pixels[::2], pixels[1::2], strict=True):
+        cells = (
+            "\x1b[38;2;{};{};{}m\x1b[48;2;{};{};{}m▀".format(*a, *b)
+            for a, b in zip(top.tolist(), bottom.tolist(), strict=True)
+        )
+        rows.append("".join(cells) + "\x1b[0m")
+    return "\n".join(rows)

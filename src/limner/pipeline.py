@@ -1,0 +1,299 @@
+"""Pipeline: words in, pictures out. One folder on disk, laid out as Hugging Face lays out its pipelines."""
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from limner.denoise import Denoise, Denoiser, cfg, interval
+from limner.errors import LimnerError, unknown
+from limner.files import read_json, write_json
+from limner.nets.dit import DiT, DiTConfig
+from limner.noise.draws import Keyed, TorchDraws
+from limner.noise.grids import Plan, plan
+from limner.picture import to_pictures
+from limner.sample import ALIASES, check_grid, sampler
+from limner.text.clip import CLIPTextConfig, CLIPTextModel
+from limner.text.tokenizer import Tokenizer
+from limner.weights.file import write_tensors
+from limner.weights.load import load
+
+EMBEDDED = Path(__file__).parent / "embedded"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Progress(NamedTuple):
+    """One sampling step done: x and the picture x0 it points to, both (B, C, H, W)."""
+
+    step: int
+    steps: int
+    x: Tensor
+    x0: Tensor
+
+
+@dataclass
+class Settings:
+    """How to paint; None means the model's own default."""
+
+    steps: int | None = None
+    guidance_scale: float | None = None
+    guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] | None = None
+    """(low, high) in sigma/alpha: guidance acts only between them."""
+    sampler: str | None = None
+    schedule: str | None = None
+    eta: float | None = None
+    shift: float | None = None
+    width: int | None = None
+    height: int | None = None
+    rng: str = "keyed"
+    """"keyed": a picture depends on its own seed alone; "torch": diffusers' CPU generator, one for the batch."""
+    truncate: bool = False
+    """Cut prompts that are too long instead of refusing them."""
+
+
+@dataclass
+class Pipeline:
+    """A denoiser with what it needs to be asked in words: `Pipeline.from_pretrained(folder)("a handwritten seven")`."""
+
+    denoiser: DiT
+    scheduler: dict[str, Any]
+    tokenizer: Tokenizer | None = None
+    text_encoder: CLIPTextModel | None = None
+    class_names: Sequence[str] = ()
+    defaults: dict[str, Any] = field(default_factory=dict)
+    name: str = "model"
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path | None = None, device: str = "cpu", dtype: str = "float32"
+    ) -> "Pipeline":
+        """Open a model folder, a training run (its newest checkpoint), or, with None, the shipped model.
+
+        `dtype` is float32, bfloat16 or float16. Raises LimnerError for a folder that is neither, and for files that
+        are cut short or hold other tensors.
+        """
+        if dtype not in DTYPES:
+            raise unknown("dtype", dtype, DTYPES)
+        folder = find_model(source)
+        index = read_json(folder / "model_index.json")
+        config = _dit_config(folder / "denoiser/config.json")
+        target, kind = _device(device), DTYPES[dtype]
+        denoiser = load(lambda: DiT(config), folder / "denoiser" / WEIGHTS).to(target, kind)
+        tokenizer = text_encoder = None
+        if (folder / "text_encoder").is_dir():
+            text_config = CLIPTextConfig.from_dict(read_json(folder / "text_encoder/config.json"))
+            text_encoder = load(lambda: CLIPTextModel(text_config), folder / "text_encoder/model.safetensors")
+            text_encoder = text_encoder.to(target, kind)
+            tokenizer = Tokenizer.from_pretrained(folder / "tokenizer")
+        scheduler = read_json(folder / "scheduler/scheduler_config.json")
+        names, defaults = index.get("class_names", ()), index.get("defaults", {})
+        name = "limner" if source is None else Path(source).name
+        return cls(denoiser, scheduler, tokenizer, text_encoder, names, defaults, name)
+
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write the folder that `from_pretrained` opens; `dtype` converts the weights on the way."""
+        folder = Path(folder)
+
+        def write(net: torch.nn.Module, path: Path) -> None:
+            write_tensors(path, {name: t if dtype is None else t.to(dtype) for name, t in net.state_dict().items()})
+
+        write(self.denoiser, folder / "denoiser" / WEIGHTS)
+        write_json(folder / "denoiser/config.json", asdict(self.denoiser.config))
+        write_json(folder / "scheduler/scheduler_config.json", self.scheduler)
+        if self.text_encoder is not None and self.tokenizer is not None:
+            write(self.text_encoder, folder / "text_encoder/model.safetensors")
+            write_json(folder / "text_encoder/config.json", self.text_encoder.config.to_dict())
+            self.tokenizer.save(folder / "tokenizer")
+        index: dict[str, Any] = {"_class_name": "LimnerPipeline", "denoiser": ["limner", "DiT"]}
+        index |= {"class_names": list(self.class_names)} if self.class_names else {}
+        write_json(folder / "model_index.json", index | {"defaults": self.defaults})
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser's weights are."""
+        return self.denoiser.patch_in.weight.device
+
+    def resolve(self, settings: Settings) -> tuple[Plan, float]:
+        """The plan and the guidance scale that these settings mean for this model."""
+        steps = settings.steps if settings.steps is not None else self.defaults.get("steps", 20)
+        name = settings.sampler and ALIASES.get(settings.sampler.lower(), settings.sampler.lower())
+        if name is not None:
+            sampler(name)
+        made = plan(self.scheduler, steps, name, settings.schedule, settings.eta, settings.shift)
+        check_grid(made.grid)
+        scale = settings.guidance_scale
+        if not self.is_conditional:
+            if scale not in (None, 1.0):
+                raise LimnerError("this model has no condition, so guidance has nothing to act on; leave it out")
+            return made, 1.0
+        return made, float(self.defaults.get("guidance_scale", 3.0) if scale is None else scale)
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether the model can be asked for anything: words or classes."""
+        return bool(self.text_encoder is not None or self.class_names)
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str] = "",
+        *,
+        negative_prompt: str = "",
+        num_images: int = 1,
+        seed: int | Sequence[int] = 0,
+        progress: Callable[[Progress], object] | None = None,
+        **settings: Any,
+    ) -> list[Image]:
+        """Paint `num_images` pictures of each prompt; picture k has seed + k, or the k-th of the seeds given.
+
+        Further keywords are those of `Settings`. Returns PIL pictures, mode L or RGB.
+        """
+        last = None
+        with closing(
+            self.stream(prompt, negative_prompt=negative_prompt, num_images=num_images, seed=seed, **settings)
+        ) as steps:
+            for last in steps:
+                if progress is not None:
+                    progress(last)
+        assert last is not None
+        return to_pictures(last.x)
+
+    def stream(
+        self,
+        prompt: str | Sequence[str] = "",
+        *,
+        negative_prompt: str = "",
+        num_images: int = 1,
+        seed: int | Sequence[int] = 0,
+        **settings: Any,
+    ) -> Generator[Progress, None, None]:
+        """The same, one `Progress` a step: for previews; stop iterating to cancel."""
+        wanted = _settings(settings)
+        if num_images < 1:
+            raise LimnerError(f"the number of pictures must be at least 1, not {num_images}")
+        prompts = [p for p in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(num_images)]
+        seeds = [seed + k for k in range(len(prompts))] if isinstance(seed, int) else list(seed)
+        if len(seeds) != len(prompts):
+            raise LimnerError(
+                f"{len(seeds)} seeds were given for {len(prompts)} pictures; give one each, or one number"
+            )
+        made, scale = self.resolve(wanted)
+        shape = self._shape(wanted)
+        draws: Keyed | TorchDraws
+        if wanted.rng == "keyed":
+            draws = Keyed(seeds, shape, self.device)
+        elif wanted.rng == "torch":
+            draws = TorchDraws(seeds[0], (len(prompts), *shape), self.device)
+        else:
+            raise unknown("rng", wanted.rng, ["keyed", "torch"])
+        return self._paint(made, self._denoise(prompts, negative_prompt, scale, made, wanted), draws)
+
+    @torch.inference_mode()
+    def _paint(self, made: Plan, denoise: Denoise, draws: Keyed | TorchDraws) -> Generator[Progress, None, None]:
+        x = made.start * draws.start()
+        run = sampler(made.sampler)(denoise, x, made.grid, draws, kappa=made.path.kappa, eta=made.eta)
+        for i, (x, x0) in enumerate(run, start=1):
+            yield Progress(i, len(made.grid) - 1, x, x0)
+
+    def _shape(self, settings: Settings) -> tuple[int, int, int]:
+        config = self.denoiser.config
+        width, height = (config.sample_size if s is None else s for s in (settings.width, settings.height))
+        patch = config.patch_size
+        for name, side in (("width", width), ("height", height)):
+            if side < patch or side % patch:
+                near = max(patch, round(side / patch) * patch)
+                raise LimnerError(f"{name} {side} is not a multiple of the model's patch of {patch}; try {near}")
+        return config.in_channels, height, width
+
+    @torch.inference_mode()
+    def _denoise(self, prompts: list[str], negative: str, scale: float, made: Plan, settings: Settings) -> Denoise:
+        """The guided denoiser of these prompts; conditions are encoded here, once for all steps."""
+
+        def bound(condition: dict[str, Any], copies: int) -> Denoiser:
+            def network(x: Tensor, t: Tensor) -> Tensor:
+                return self.denoiser(x, t, **condition)
+
+            dtype = self.denoiser.patch_in.weight.dtype
+            return Denoiser(network, made.predicts, dtype=dtype, copies=copies, clip=made.clip)
+
+        def plain() -> Denoiser:
+            return bound(self._condition(prompts, settings.truncate), 1)
+
+        if scale == 1.0 or not self.is_conditional:
+            return plain()
+        both = self._condition([negative] * len(prompts) + prompts, settings.truncate)
+        guided = cfg(bound(both, 2), scale, settings.guidance_rescale)
+        return guided if settings.guidance_interval is None else interval(guided, plain(), *settings.guidance_interval)
+
+    def _condition(self, prompts: list[str], truncate: bool) -> dict[str, Any]:
+        """Keyword arguments of the denoiser for these prompts; "" is the null text or the null class."""
+        if self.text_encoder is not None and self.tokenizer is not None:
+            distinct = list(dict.fromkeys(prompts))
+            ids, mask = self.tokenizer.encode(distinct, truncate=truncate)
+            which = torch.tensor([distinct.index(p) for p in prompts], device=self.device)
+            states = self.text_encoder(ids.to(self.device)).hidden
+            return {"text": self.denoiser.read(states[which], mask.to(self.device)[which])}
+        if self.class_names:
+            return {"labels": torch.tensor([self._label(p) for p in prompts], device=self.device)}
+        if any(prompts):
+            raise LimnerError("this model reads no text; leave the prompt out")
+        return {}
+
+    def _label(self, name: str) -> int:
+        if not name:
+            return self.denoiser.null_class
+        if name not in self.class_names:
+            raise unknown("class", name, self.class_names)
+        return list(self.class_names).index(name)
+
+
+def _settings(given: dict[str, Any]) -> Settings:
+    unknown_names = set(given) - set(Settings.__dataclass_fields__)
+    if unknown_names:
+        raise unknown("setting", sorted(unknown_names)[0], Settings.__dataclass_fields__)
+    return Settings(**given)
+
+
+def _dit_config(path: Path) -> DiTConfig:
+    try:
+        return DiTConfig(**read_json(path))
+    except TypeError as error:
+        raise LimnerError(
+            f"{path} does not describe a DiT: {str(error).removeprefix('DiTConfig.__init__() ')}"
+        ) from error
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise LimnerError(
+            f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try --device cpu"
+        ) from error
+    return device
+
+
+def find_model(source: str | Path | None) -> Path:
+    """The folder with the model_index.json: `source` itself, or the newest checkpoint of a training run."""
+    folder = EMBEDDED if source is None else Path(source)
+    if (folder / "model_index.json").is_file():
+        return folder
+    if not folder.exists():
+        raise LimnerError(f"no model at {folder}: give a model folder or a training run, or leave --model out")
+    newest = newest_checkpoint(folder)
+    if newest is None:
+        raise LimnerError(f"{folder} is not a model: it holds neither model_index.json nor a checkpoint-<step> folder")
+    return newest
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The checkpoint-<step> folder of a training run with the highest step."""
+    steps = {int(p.name.split("-")[1]): p for p in run.glob("checkpoint-*") if p.name.split("-")[1].isdigit()}
+    return steps[max(steps)] if steps else None

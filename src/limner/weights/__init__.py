@@ -1,0 +1,1 @@
+"""Reading and writing weights, every tensor accounted for."""

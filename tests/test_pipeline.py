@@ -1,0 +1,216 @@
+"""The pipeline: what a picture depends on, and what is said to settings it cannot use."""
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from limner.errors import LimnerError
+from limner.files import read_json, write_json
+from limner.nets.dit import DiT, DiTConfig
+from limner.noise.draws import normal
+from limner.picture import to_pictures
+from limner.pipeline import Pipeline
+from limner.sample import SAMPLERS
+from limner.text.clip import CLIPTextConfig, CLIPTextModel
+from limner.text.tokenizer import Tokenizer
+
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+CAPTIONS = ["a red star", "a blue circle", "two green squares"]
+
+
+@pytest.fixture
+def pipe() -> Pipeline:
+    """A small model with random weights everywhere, none of its gates shut."""
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.train(CAPTIONS, vocab_size=560, length=8)
+    text = CLIPTextModel(CLIPTextConfig(tokenizer.vocab_size, 32, 64, 2, 2, 8, eos_token_id=tokenizer.end))
+    denoiser = DiT(DiTConfig(8, 1, 2, 32, 2, 2, text_dim=32))
+    for p in denoiser.parameters():
+        torch.nn.init.normal_(p, std=0.15)
+    nets = (denoiser.eval().requires_grad_(False), text.eval().requires_grad_(False))
+    return Pipeline(nets[0], FLOW, tokenizer, nets[1], defaults={"steps": 6, "guidance_scale": 2.0})
+
+
+def last(pipe: Pipeline, *args: object, **settings: object) -> torch.Tensor:
+    """The last x, before it is rounded to pixels: (B, C, H, W)."""
+    return list(pipe.stream(*args, **settings))[-1].x  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_a_picture_of_a_batch_is_the_picture_alone(pipe: Pipeline, name: str) -> None:
+    batch = last(pipe, CAPTIONS, num_images=2, seed=[5, 6, 7, 8, 9, 2**40], sampler=name)
+    for row, (prompt, seed) in enumerate([("a red star", 6), ("a blue circle", 8), ("two green squares", 2**40)]):
+        alone = last(pipe, prompt, seed=seed, sampler=name)
+        torch.testing.assert_close(batch[2 * row + 1], alone[0], rtol=1e-5, atol=1e-5)
+
+
+def test_what_a_picture_depends_on(pipe: Pipeline) -> None:
+    base = last(pipe, "a red star", seed=1)
+    assert torch.equal(last(pipe, "a red star", seed=1), base)
+    others = {
+        "prompt": last(pipe, "a blue circle", seed=1),
+        "seed": last(pipe, "a red star", seed=2),
+        "guidance": last(pipe, "a red star", seed=1, guidance_scale=5.0),
+        "rescale": last(pipe, "a red star", seed=1, guidance_rescale=0.7),
+        "interval": last(pipe, "a red star", seed=1, guidance_interval=(0.3, 2.0)),
+        "negative prompt": last(pipe, "a red star", seed=1, negative_prompt="a blue circle"),
+        "sampler": last(pipe, "a red star", seed=1, sampler="heun"),
+        "steps": last(pipe, "a red star", seed=1, steps=3),
+        "shift": last(pipe, "a red star", seed=1, shift=3.0),
+        "schedule": last(pipe, "a red star", seed=1, schedule="karras"),
+        "eta": last(pipe, "a red star", seed=1, sampler="ddim", eta=1.0),
+        "rng": last(pipe, "a red star", seed=1, rng="torch"),
+    }
+    same = [name for name, x in others.items() if (x - base).abs().max() < 1e-3]
+    assert same == []
+
+
+def test_guidance_one_is_the_conditional_model(pipe: Pipeline) -> None:
+    """By hand: Euler's steps on the network told the prompt, with no second row and no guidance."""
+    assert pipe.tokenizer is not None and pipe.text_encoder is not None
+    ids, mask = pipe.tokenizer.encode("a red star")
+    text = pipe.denoiser.read(pipe.text_encoder(ids).hidden, mask)
+    x = torch.from_numpy(normal(3, (1, 8, 8)))[None]
+    sigmas = [*torch.linspace(1, 0.001, 6, dtype=torch.float64).tolist(), 0.0]
+    for s, t in pairwise(sigmas):
+        x = x + (t - s) * pipe.denoiser(x, torch.tensor([1000.0 * s]), text=text)
+    torch.testing.assert_close(last(pipe, "a red star", seed=3, guidance_scale=1.0), x, rtol=1e-4, atol=1e-5)
+
+
+def test_guidance_is_the_paper_s_combination(pipe: Pipeline) -> None:
+    """One step from pure noise: x0 of null and of prompt, combined."""
+    null, told = (last(pipe, p, seed=3, steps=1, guidance_scale=1.0) for p in ("", "a red star"))
+    guided = last(pipe, "a red star", seed=3, steps=1, guidance_scale=4.0)
+    torch.testing.assert_close(guided, null + 4.0 * (told - null), rtol=1e-4, atol=1e-5)
+
+
+def test_a_negative_prompt_equal_to_the_prompt_cancels_guidance(pipe: Pipeline) -> None:
+    both = last(pipe, "a red star", negative_prompt="a red star", guidance_scale=7.0)
+    torch.testing.assert_close(both, last(pipe, "a red star", guidance_scale=1.0), rtol=1e-4, atol=1e-5)
+
+
+def test_other_sizes(pipe: Pipeline) -> None:
+    assert pipe("a red star", width=12, height=6)[0].size == (12, 6)
+    with pytest.raises(LimnerError, match=r"width 9 is not a multiple of the model's patch of 2; try 8"):
+        pipe("a red star", width=9)
+
+
+def test_the_text_is_read_once_per_picture(pipe: Pipeline) -> None:
+    assert pipe.text_encoder is not None and pipe.denoiser.blocks[0].cross is not None
+    calls = {"text": 0, "kv": 0}
+
+    def count(name: str):
+        def hook(*_: object) -> None:
+            calls[name] += 1
+
+        return hook
+
+    pipe.text_encoder.register_forward_hook(count("text"))
+    pipe.denoiser.blocks[0].cross.to_kv.register_forward_hook(count("kv"))  # type: ignore[union-attr, operator]
+    pipe("a red star", steps=5, guidance_scale=1.0)
+    assert calls == {"text": 1, "kv": 1}
+    pipe("a red star", steps=9)
+    assert calls == {"text": 2, "kv": 2}
+
+
+def test_stream_yields_every_step_and_can_be_left(pipe: Pipeline) -> None:
+    steps = list(pipe.stream("a red star", steps=4))
+    assert [(s.step, s.steps) for s in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    torch.testing.assert_close(steps[-1].x, steps[-1].x0)  # the last level is clean
+    seen: list[int] = []
+    pictures = pipe("a red star", steps=4, progress=lambda p: seen.append(p.step))
+    assert seen == [1, 2, 3, 4] and pictures[0].tobytes() == to_pictures(steps[-1].x)[0].tobytes()
+
+
+def test_save_and_open(pipe: Pipeline, tmp_path: Path) -> None:
+    pipe.save(tmp_path / "model")
+    again = Pipeline.from_pretrained(tmp_path / "model")
+    assert torch.equal(last(again, "a red star"), last(pipe, "a red star"))
+    pipe.save(tmp_path / "half", dtype=torch.float16)
+    half = last(Pipeline.from_pretrained(tmp_path / "half"), "a red star")
+    assert 0 < (half - last(pipe, "a red star")).abs().max() < 0.05
+    low = Pipeline.from_pretrained(tmp_path / "model", dtype="bfloat16")
+    assert low.denoiser.patch_in.weight.dtype == torch.bfloat16
+    drawn = last(low, "a red star")
+    assert drawn.dtype == torch.float32 and (drawn - last(pipe, "a red star")).abs().mean() < 0.1
+
+
+def test_table_paths_paint_too(pipe: Pipeline) -> None:
+    """The same network read as eps and v on DDIM's table, by every sampler: finite, and no two alike."""
+    drawn = {}
+    for kind in ("epsilon", "v_prediction"):
+        config = {"_class_name": "DDIMScheduler", "prediction_type": kind, "clip_sample": True}
+        table = replace(pipe, scheduler=config)
+        for name in ("ddpm", "ddim", "euler", "heun", "dpmpp_2m", "unipc"):
+            x = last(table, "a red star", sampler=name)
+            assert bool(torch.isfinite(x).all())
+            drawn[kind, name] = x.numpy().tobytes()
+    assert len(set(drawn.values())) == 12
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, not 0"),
+        ({"sampler": "eular"}, "unknown sampler 'eular'; did you mean 'euler'"),
+        ({"schedule": "karas"}, "unknown schedule 'karas'; did you mean 'karras'"),
+        ({"num_images": 0}, "number of pictures must be at least 1"),
+        ({"seed": [1, 2]}, "2 seeds were given for 1 pictures"),
+        ({"seed": -1}, "seed -1 must be a whole number"),
+        ({"guidance": 3.0}, "unknown setting 'guidance'; did you mean 'guidance_scale'"),
+        ({"rng": "numpy"}, "unknown rng 'numpy'"),
+        ({"height": 0}, "height 0 is not a multiple"),
+    ],
+)
+def test_bad_settings(pipe: Pipeline, settings: dict, message: str) -> None:
+    with pytest.raises(LimnerError, match=message):
+        pipe("a red star", **settings)
+
+
+def test_long_prompt(pipe: Pipeline) -> None:
+    with pytest.raises(LimnerError, match="over the text encoder's budget of 8"):
+        pipe("a red star " * 5)
+    assert torch.equal(last(pipe, "a red star " * 5, truncate=True), last(pipe, "a red star " * 9, truncate=True))
+
+
+def test_bad_models(pipe: Pipeline, tmp_path: Path) -> None:
+    with pytest.raises(LimnerError, match="no model at nowhere"):
+        Pipeline.from_pretrained("nowhere")
+    with pytest.raises(LimnerError, match="holds neither model_index.json nor a checkpoint"):
+        Pipeline.from_pretrained(tmp_path)
+    with pytest.raises(LimnerError, match="unknown dtype 'float8'"):
+        Pipeline.from_pretrained(dtype="float8")
+    folder = tmp_path / "model"
+    pipe.save(folder)
+    with pytest.raises(LimnerError, match="device 'cuda:99' cannot be used here"):
+        Pipeline.from_pretrained(folder, device="cuda:99")
+
+    config = read_json(folder / "denoiser/config.json")
+    write_json(folder / "denoiser/config.json", config | {"hidden_size": 64})
+    with pytest.raises(LimnerError, match=r"patch_in\.weight is \(32, 4\) in the file, \(64, 4\) in the network"):
+        Pipeline.from_pretrained(folder)
+    write_json(folder / "denoiser/config.json", config | {"depth": 3})
+    with pytest.raises(LimnerError, match=r"missing blocks\.2\."):
+        Pipeline.from_pretrained(folder)
+    write_json(folder / "denoiser/config.json", config | {"width": 3})
+    with pytest.raises(LimnerError, match="does not describe a DiT: got an unexpected keyword argument 'width'"):
+        Pipeline.from_pretrained(folder)
+    (folder / "denoiser/config.json").write_text("{")
+    with pytest.raises(LimnerError, match="not valid JSON"):
+        Pipeline.from_pretrained(folder)
+    write_json(folder / "denoiser/config.json", config)
+    weights = folder / "denoiser/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-7])
+    with pytest.raises(LimnerError, match="not a whole safetensors file"):
+        Pipeline.from_pretrained(folder)
+    weights.write_bytes(b"\xff" * 64)
+    with pytest.raises(LimnerError, match="not a whole safetensors file"):
+        Pipeline.from_pretrained(folder)
+
+
+def test_nan_picture_is_refused() -> None:
+    with pytest.raises(LimnerError, match="not numbers"):
+        to_pictures(torch.full((1, 1, 2, 2), float("nan")))
