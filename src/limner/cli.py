@@ -1,0 +1,350 @@
+"""The command line, thin over the library: `limner generate | train | inspect`.
+
+Nothing heavy is imported before the arguments are known to be good.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from limner.errors import LimnerError, unknown
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from limner.pipeline import Pipeline
+
+OVERVIEW = """usage: limner COMMAND [OPTIONS]
+
+Text-to-image from zero.
+
+  generate PROMPT...            paint pictures of the prompts
+  train RECIPE                  train a model from nothing; without RECIPE, list the recipes
+  inspect model [PATH]          what a model is made of
+  inspect schedule [PATH]       the noise levels a picture goes through
+  inspect tokens TEXT           how a model reads a text
+
+limner COMMAND --help tells a command's options."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line; exits with 2 on bad input, 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(OVERVIEW)
+        return
+    if arguments[0] == "--version":
+        from limner import __version__
+
+        print(__version__)
+        return
+    try:
+        if arguments[0] not in COMMANDS:
+            raise unknown("command", arguments[0], COMMANDS)
+        COMMANDS[arguments[0]](arguments[1:])
+    except (LimnerError, OSError) as error:
+        print(f"limner: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt as stopped:
+        print(f"limner: {stopped or 'stopped'}", file=sys.stderr)
+        sys.exit(130)
+
+
+# --- generate -------------------------------------------------------------------------------------------------------
+
+
+def generate(arguments: list[str]) -> None:
+    """Parse, paint, save, show."""
+    import tyro
+    from tyro.conf import Positional, arg
+
+    @dataclass(frozen=True)
+    class Arguments:
+        """Paint pictures of the prompts with the shipped model or another one."""
+
+        prompt: Positional[tuple[str, ...]] = ("",)
+        negative_prompt: str = ""
+        """What guidance leads away from."""
+        model: Annotated[str | None, arg(aliases=["-m"])] = None
+        """A model folder or a training run; without it the shipped model of handwritten digits."""
+        num_images: Annotated[int, arg(aliases=["-n"])] = 1
+        """Pictures of each prompt."""
+        seed: int = 0
+        """Seed of the first picture; the next have the next seeds."""
+        steps: Annotated[int | None, arg(aliases=["--num-inference-steps"])] = None
+        guidance_scale: Annotated[float | None, arg(aliases=["--cfg-scale"])] = None
+        """1 is the plain model; more follows the prompt more closely."""
+        guidance_rescale: float = 0.0
+        guidance_interval: tuple[float, float] | None = None
+        """Guide only between these two noise-to-signal ratios."""
+        sampler: str | None = None
+        """ddpm ddim euler euler_a heun dpmpp_2m dpmpp_2m_sde unipc"""
+        schedule: str | None = None
+        """normal karras exponential"""
+        eta: float | None = None
+        """Share of fresh noise in each step: 0 none, 1 as much as DDPM."""
+        shift: float | None = None
+        """Flow models: more than 1 spends more steps at high noise."""
+        width: int | None = None
+        height: int | None = None
+        rng: Literal["keyed", "torch"] = "keyed"
+        """keyed: a picture depends on its own seed alone; torch: diffusers' generator."""
+        truncate: bool = False
+        """Cut a prompt that is too long instead of refusing it."""
+        device: str = "cpu"
+        dtype: str = "float32"
+        output: Annotated[str, arg(aliases=["-o"])] = "out.png"
+        """A file (several pictures become a sheet), or a folder, ending in /, for one file each."""
+        show: bool = False
+        """Draw the result in the terminal too."""
+
+    args = tyro.cli(Arguments, args=arguments, prog="limner generate")
+    settings = {
+        name: getattr(args, name)
+        for name in (
+            "steps", "guidance_scale", "guidance_rescale", "guidance_interval", "sampler", "schedule", "eta", "shift",
+            "width", "height", "rng", "truncate",
+        )
+    }  # fmt: skip
+    from limner.picture import show, suffix_kind
+    from limner.pipeline import Pipeline
+
+    prompts = list(args.prompt) or [""]
+    folder = args.output.endswith("/") or Path(args.output).is_dir()
+    if not folder:
+        suffix_kind(Path(args.output))  # a bad name is told before the painting, not after
+    start = time.perf_counter()
+    pipe = Pipeline.from_pretrained(args.model, device=args.device, dtype=args.dtype)
+    asked: dict[str, Any] = {"negative_prompt": args.negative_prompt, "num_images": args.num_images, "seed": args.seed}
+    with _progress(len(prompts) * args.num_images) as advance:
+        pictures = pipe(prompts, **asked, **settings, progress=advance)
+    texts = [
+        _parameters(pipe, prompt, args.negative_prompt, args.seed + i * args.num_images + k, settings)
+        for i, prompt in enumerate(prompts)
+        for k in range(args.num_images)
+    ]
+    captions = [prompt for prompt in prompts for _ in range(args.num_images)] if len(prompts) > 1 else []
+    whole, paths = _write(pictures, captions, texts, args.output, folder)
+    if args.show:
+        print(show(whole))
+    print(f"{', '.join(map(str, paths))}  {len(pictures)} pictures in {time.perf_counter() - start:.2f} s")
+
+
+def _progress(pictures: int):
+    """A progress bar on a terminal: a context that gives the function to call with each `Progress`."""
+    if not sys.stderr.isatty():
+        return nullcontext(None)
+    from contextlib import contextmanager
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    @contextmanager
+    def bar():
+        with Progress(console=Console(stderr=True), transient=True) as shown:
+            task = shown.add_task(f"painting {pictures}", total=None)
+            yield lambda step: shown.update(task, completed=step.step, total=step.steps)
+
+    return bar()
+
+
+def _parameters(pipe: "Pipeline", prompt: str, negative: str, seed: int, settings: dict) -> str:
+    """The `parameters` text of one picture."""
+    from limner import __version__
+    from limner.picture import parameters_text
+    from limner.pipeline import Settings
+
+    made, scale = pipe.resolve(Settings(**settings))
+    size = pipe.denoiser.config.sample_size
+    told: dict[str, object] = {"Steps": len(made.grid) - 1, "Sampler": made.sampler}
+    told |= {"Schedule type": settings["schedule"]} if settings["schedule"] else {}
+    told |= {"CFG scale": f"{scale:g}", "Seed": seed}
+    told |= {"Size": f"{settings['width'] or size}x{settings['height'] or size}", "Model": pipe.name}
+    return parameters_text(prompt, negative, told | {"Version": f"limner {__version__}"})
+
+
+def _write(
+    pictures: list["Image"], captions: list[str], texts: list[str], output: str, folder: bool
+) -> tuple["Image", list[Path]]:
+    """Save a file each, one picture or one sheet; returns what to show and the paths."""
+    from limner.picture import save, sheet
+
+    page = sheet(pictures, captions, scale=max(1, 96 // pictures[0].width)) if len(pictures) > 1 else pictures[0]
+    if folder:
+        paths = [Path(output) / f"{i:05d}.png" for i in range(len(pictures))]
+        for path, picture, text in zip(paths, pictures, texts, strict=True):
+            save(picture, path, text)
+        return page, paths
+    save(page, Path(output), "\n\n".join(texts) if captions else texts[0])
+    return page, [Path(output)]
+
+
+# --- train ----------------------------------------------------------------------------------------------------------
+
+
+def train(arguments: list[str]) -> None:
+    """Parse a recipe's changes and run it."""
+    if not arguments or arguments[0].startswith("-"):
+        _list_recipes()
+        return
+    import tyro
+
+    from limner.train.recipe import Recipe, load_recipe
+
+    recipe, told = load_recipe(arguments[0])
+
+    @dataclass(frozen=True)
+    class Arguments:
+        recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+        resume: str | None = None
+        """Go on with "latest" in the output folder, or with a checkpoint folder."""
+
+    args = tyro.cli(
+        Arguments, args=arguments[1:], default=Arguments(recipe), prog=f"limner train {arguments[0]}", description=told
+    )
+    try:
+        from limner.train.loop import Stopped
+        from limner.train.loop import train as run
+    except ImportError as error:
+        raise LimnerError(f"training needs {error.name}; install it with: pip install 'limner[train]'") from error
+    try:
+        run(args.recipe, args.resume)
+    except Stopped as stopped:
+        raise KeyboardInterrupt(str(stopped)) from stopped
+    print(f"{args.recipe.output}  paint with it: limner generate PROMPT --model {args.recipe.output}")
+
+
+def _list_recipes() -> None:
+    from limner.train.recipe import load_recipe, recipe_names
+
+    print("usage: limner train RECIPE [OPTIONS]\n")
+    for name in recipe_names():
+        print(f"  {name:22} {load_recipe(name)[1].splitlines()[0]}")
+    print("\nlimner train RECIPE --help tells every number of it, and what it gave when it was run.")
+
+
+# --- inspect --------------------------------------------------------------------------------------------------------
+
+
+def inspect(arguments: list[str]) -> None:
+    """Parse and print a table."""
+    topics: dict[str, Callable[[list[str]], None]] = {
+        "model": inspect_model, "schedule": inspect_schedule, "tokens": inspect_tokens,
+    }  # fmt: skip
+    if not arguments or arguments[0] not in topics:
+        raise unknown("inspect topic", arguments[0] if arguments else "", topics)
+    topics[arguments[0]](arguments[1:])
+
+
+def inspect_model(arguments: list[str]) -> None:
+    """Parts, sizes and defaults of a model."""
+    import tyro
+
+    def parse(path: tyro.conf.Positional[str | None] = None) -> str | None:
+        """What a model is made of.
+
+        Args:
+            path: A model folder or a training run; without it the shipped model.
+        """
+        return path
+
+    pipe, table = _open(tyro.cli(parse, args=arguments, prog="limner inspect model")), _table()
+    for column in ("part", "tensors", "parameters", "configuration"):
+        table.add_column(column)
+    for name, net in (("denoiser", pipe.denoiser), ("text_encoder", pipe.text_encoder)):
+        if net is not None:
+            count = sum(p.numel() for p in net.parameters())
+            numbers = ", ".join(f"{key}={value}" for key, value in vars(net.config).items() if value is not None)
+            table.add_row(name, str(len(net.state_dict())), f"{count:,}", numbers)
+    if pipe.tokenizer is not None:
+        table.add_row("tokenizer", "", "", f"vocab_size={pipe.tokenizer.vocab_size}, length={pipe.tokenizer.length}")
+    table.add_row("scheduler", "", "", ", ".join(f"{key}={value}" for key, value in pipe.scheduler.items()))
+    table.add_row("defaults", "", "", ", ".join(f"{key}={value}" for key, value in pipe.defaults.items()))
+    _print(table)
+
+
+def inspect_schedule(arguments: list[str]) -> None:
+    """The levels that a picture goes through."""
+    import tyro
+
+    @dataclass(frozen=True)
+    class Arguments:
+        """The noise levels a picture goes through."""
+
+        path: tyro.conf.Positional[str | None] = None
+        """A model folder, a training run or a scheduler_config.json; without it the shipped model."""
+        steps: int | None = None
+        sampler: str | None = None
+        schedule: str | None = None
+        shift: float | None = None
+
+    args = tyro.cli(Arguments, args=arguments, prog="limner inspect schedule")
+    from limner.files import read_json
+    from limner.noise.grids import plan
+    from limner.pipeline import Settings
+
+    if args.path and args.path.endswith(".json"):
+        made = plan(read_json(Path(args.path)), args.steps or 20, args.sampler, args.schedule, shift=args.shift)
+    else:
+        wanted = Settings(steps=args.steps, sampler=args.sampler, schedule=args.schedule, shift=args.shift)
+        made, _ = _open(args.path).resolve(wanted)
+    table = _table(title=f"{made.sampler}, predicts {made.predicts}, starts at {made.start:g} times unit noise")
+    for column in ("level", "t", "alpha", "sigma", "sigma/alpha", "log(alpha/sigma)"):
+        table.add_column(column, justify="right")
+    for i, level in enumerate(made.grid):
+        numbers = (level.t, level.alpha, level.sigma, level.rho, level.lam)
+        table.add_row(str(i), *(f"{number:.5g}" for number in numbers))
+    _print(table)
+
+
+def inspect_tokens(arguments: list[str]) -> None:
+    """A text's tokens and their ids."""
+    import tyro
+
+    @dataclass(frozen=True)
+    class Arguments:
+        """How a model reads a text."""
+
+        text: tyro.conf.Positional[str]
+        model: Annotated[str | None, tyro.conf.arg(aliases=["-m"])] = None
+
+    args = tyro.cli(Arguments, args=arguments, prog="limner inspect tokens")
+    from limner.pipeline import find_model
+    from limner.text.tokenizer import Tokenizer
+
+    folder = find_model(args.model)
+    folder = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
+    tokenizer, table = Tokenizer.from_pretrained(folder), _table()
+    for column in ("place", "token", "id"):
+        table.add_column(column)
+    pieces = tokenizer.pieces(args.text)
+    for place, (piece, number) in enumerate(pieces):
+        table.add_row(str(place), piece, str(number))
+    _print(table)
+    print(f"{len(pieces)} tokens of {tokenizer.length}")
+
+
+def _open(path: str | None) -> "Pipeline":
+    from limner.pipeline import Pipeline
+
+    return Pipeline.from_pretrained(path)
+
+
+def _table(title: str | None = None):
+    from rich import box
+    from rich.table import Table
+
+    return Table(title=title, box=box.SIMPLE, title_justify="left")
+
+
+def _print(table) -> None:
+    from rich.console import Console
+
+    Console(highlight=False).print(table)
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {"generate": generate, "train": train, "inspect": inspect}

@@ -1,0 +1,1 @@
+"""Training from nothing: a recipe, the loss, the loop, checkpoints."""

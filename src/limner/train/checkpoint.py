@@ -1,0 +1,102 @@
+"""Checkpoints: a folder that `generate --model` opens, with what a resumed run needs beside it.
+
+The averaged (EMA) weights are the model; `training/` holds the raw weights, the optimiser's moments and the step.
+Times, noise, batches and captions are keyed by (seed, step), so there is no random state to keep.
+"""
+
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limner.errors import LimnerError
+from limner.files import read_json, write_json
+from limner.pipeline import Pipeline, newest_checkpoint
+from limner.train.recipe import Recipe
+from limner.weights.file import read_tensors, write_tensors
+from limner.weights.load import account
+
+
+def save(
+    run: Path, step: int, pipeline: Pipeline, trained: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe
+) -> Path:
+    """Write run/checkpoint-<step>, whole or not at all, and drop the oldest beyond `recipe.keep`."""
+    folder = run / f"checkpoint-{step}"
+    draft = run / f".checkpoint-{step}-{os.getpid()}"
+    try:
+        pipeline.save(draft)
+        write_tensors(draft / "training/weights.safetensors", trained.state_dict())
+        write_tensors(draft / "training/optimizer.safetensors", optimizer_tensors(optimizer, trained))
+        write_json(draft / "training/state.json", {"step": step, "recipe": asdict(recipe)})
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    prune(run, recipe.keep)
+    return folder
+
+
+def prune(run: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints (0 keeps all)."""
+    steps = sorted(int(p.name.split("-")[1]) for p in run.glob("checkpoint-*") if p.name.split("-")[1].isdigit())
+    for step in steps[:-keep] if keep else []:
+        shutil.rmtree(run / f"checkpoint-{step}")
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, trained: nn.Module) -> dict[str, Tensor]:
+    """The optimiser's state as "<parameter>/<what>", e.g. "denoiser.patch_in.weight/exp_avg"."""
+    names = {id(p): name for name, p in trained.named_parameters()}
+    return {
+        f"{names[id(p)]}/{what}": value.clone() if value.ndim == 0 else value
+        for p, state in optimizer.state.items()
+        for what, value in state.items()
+    }
+
+
+def find(run: Path, resume: str) -> Path:
+    """The checkpoint to resume: "latest" in the run's folder, or the folder named."""
+    folder = newest_checkpoint(run) if resume == "latest" else Path(resume)
+    if folder is None or not (folder / "training/state.json").is_file():
+        raise LimnerError(
+            f"nothing to resume at {folder or run}: expected a checkpoint-<step> folder of a training run"
+        )
+    return folder
+
+
+def restore(folder: Path, trained: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module) -> int:
+    """Put a checkpoint's weights, averages and moments back; returns the step it was written after."""
+    _assign(trained, read_tensors(folder / "training/weights.safetensors"), folder)
+    parts = {
+        "denoiser": "denoiser/diffusion_pytorch_model.safetensors",
+        "text_encoder": "text_encoder/model.safetensors",
+    }
+    averages = {
+        f"{part}.{name}": tensor
+        for part, file in parts.items()
+        if getattr(average, part) is not None
+        for name, tensor in read_tensors(folder / file).items()
+    }
+    _assign(average, averages, folder)
+    moments = read_tensors(folder / "training/optimizer.safetensors")
+    state: dict[Tensor, dict[str, Any]] = {}
+    parameters = dict(trained.named_parameters())
+    for key, tensor in moments.items():
+        name, what = key.rsplit("/", 1)
+        # AdamW counts steps on the CPU unless it is fused, and takes the count wherever it is then.
+        state.setdefault(parameters[name], {})[what] = tensor.to(parameters[name].device)
+    optimizer.state.update(state)
+    return int(read_json(folder / "training/state.json")["step"])
+
+
+def _assign(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Copy the tensors into the module; all must fit."""
+    wanted = {name: tuple(t.shape) for name, t in module.state_dict().items()}
+    problems = account(wanted, {name: tuple(t.shape) for name, t in tensors.items()})
+    if problems:
+        raise LimnerError(f"{folder} was trained with another recipe:\n  " + "\n  ".join(problems[:8]))
+    module.load_state_dict(tensors)

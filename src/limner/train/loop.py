@@ -1,0 +1,249 @@
+"""The training loop, on accelerate: one process or many, CPU or GPU."""
+
+import copy
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+
+from limner.data.batches import Batches, BrokenCount
+from limner.data.sources import open_source
+from limner.errors import LimnerError
+from limner.picture import save as save_picture
+from limner.picture import sheet
+from limner.pipeline import Pipeline
+from limner.train import checkpoint
+from limner.train.loss import DiffusionLoss, check_finite
+from limner.train.recipe import Recipe
+from limner.train.setup import Reader, make_loss, make_pipeline
+
+
+class Stopped(Exception):
+    """Ctrl-C: the run stopped after a whole step and wrote a checkpoint."""
+
+
+def learning_rate(step: int, recipe: Recipe) -> float:
+    """The rate of optimiser step `step` (from 0): a linear rise, then constant or a half cosine down to zero."""
+    rise = min(1.0, (step + 1) / recipe.warmup) if recipe.warmup else 1.0
+    if recipe.schedule == "constant" or step < recipe.warmup:
+        return recipe.lr * rise
+    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+    return recipe.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, trained: nn.Module, step: int, decay: float) -> None:
+    """average <- decay*average + (1-decay)*trained; early decays are (1+step)/(10+step), so the start is forgotten."""
+    decay = min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(average.parameters()), list(trained.parameters()), 1 - decay)
+
+
+def generator_of(seed: int, step: int, rank: int) -> torch.Generator:
+    """The draws of one step on one process: keyed, so that a resumed run draws what an uninterrupted one would."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) * 4096 + rank)
+
+
+@contextmanager
+def stop_after_step() -> Iterator[list[bool]]:
+    """The first Ctrl-C sets the yielded flag, the second interrupts at once."""
+    stop = [False]
+
+    def ask(signum: int, frame: Any) -> None:
+        if stop[0]:
+            raise KeyboardInterrupt
+        stop[0] = True
+
+    try:
+        before = signal.signal(signal.SIGINT, ask)
+    except ValueError:  # not in the main thread: leave signals to whoever runs us
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Trainer:
+    """One run of a recipe. `Trainer(recipe).run()` trains to the end and returns the finished model."""
+
+    def __init__(self, recipe: Recipe, resume: str | None = None, console: Console | None = None) -> None:
+        self.recipe, self.output = recipe, Path(recipe.output)
+        self.console = console or Console(stderr=True, highlight=False)
+        if resume is None and any(self.output.glob("checkpoint-*")):
+            raise LimnerError(
+                f"{self.output} already holds a run: go on with --resume latest, or choose another --output"
+            )
+        self.accelerator = Accelerator(mixed_precision=recipe.precision)
+        self.device = self.accelerator.device
+        self.pictures = open_source(recipe.data, captions=recipe.condition == "text")
+        pipeline = make_pipeline(recipe, self.pictures)
+        self.reader = self._reader(pipeline)
+        trained = make_loss(recipe, pipeline)
+        self.average = copy.deepcopy(trained).to(self.device).requires_grad_(False).eval()
+        self.pipeline = replace(pipeline, denoiser=self.average.denoiser)
+        if recipe.condition == "text" and self.average.text_encoder is not None:
+            self.pipeline.text_encoder = self.average.text_encoder
+        optimizer = torch.optim.AdamW(trained.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+        self.trained: DiffusionLoss = trained.to(self.device)
+        self.step = 0
+        if resume is not None:
+            folder = checkpoint.find(self.output, resume)
+            self.step = checkpoint.restore(folder, self.trained, optimizer, self.average)
+            self._say(f"resumed {folder} at step {self.step}")
+        if recipe.compile:
+            self.trained.denoiser.compile()
+        self.model, self.optimizer = self.accelerator.prepare(self.trained, optimizer)
+        self.broken = BrokenCount(len(self.pictures), recipe.data.max_broken)
+
+    def _reader(self, pipeline: Pipeline) -> Reader | None:
+        if pipeline.tokenizer is None or pipeline.text_encoder is None:
+            return None
+        return Reader(pipeline.tokenizer, pipeline.text_encoder, self.recipe.text.pretrained is not None)
+
+    def _say(self, text: str) -> None:
+        if self.accelerator.is_main_process:
+            self.console.print(text)
+
+    def batches(self) -> Iterator[dict[str, Any]]:
+        """The batches from the current step to the last."""
+        recipe, accelerator = self.recipe, self.accelerator
+        batches = Batches(
+            self.pictures, recipe.batch_size, recipe.size, recipe.channels, recipe.seed, recipe.flip,
+            accelerator.process_index, accelerator.num_processes,
+        )  # fmt: skip
+        steps = range(self.step, recipe.steps)
+        return iter(DataLoader(batches, batch_size=None, sampler=steps, num_workers=recipe.workers))  # type: ignore[arg-type]
+
+    def loss(self, batch: dict[str, Any]) -> Tensor:
+        """The loss of each picture (B,), its condition dropped with the recipe's probability."""
+        recipe = self.recipe
+        generator = generator_of(recipe.seed, self.step, self.accelerator.process_index)
+        x0 = batch["images"].to(self.device, non_blocking=True).float() / 127.5 - 1
+        dropped = torch.rand(len(x0), generator=generator) < recipe.dropout
+        labels = words = None
+        if recipe.condition == "class":
+            labels = batch["labels"].masked_fill(dropped, self.trained.denoiser.null_class).to(self.device)
+        elif self.reader is not None:
+            captions = ["" if d else c for d, c in zip(dropped.tolist(), batch["captions"], strict=True)]
+            words = self.reader(captions, self.device)
+        return self.model(x0, generator, labels, words)
+
+    def train_step(self, batch: dict[str, Any]) -> Tensor:
+        """One optimiser step; returns the mean loss, detached."""
+        recipe = self.recipe
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, recipe)
+        loss = self.loss(batch).mean()
+        check_finite(loss, self.trained, self.step)
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        update_average(self.average, self.trained, self.step, recipe.ema)
+        self.step += 1
+        return loss.detach()
+
+    def run(self) -> Pipeline:
+        """Train to the last step. Raises Stopped after Ctrl-C, LimnerError on a loss that is not a number."""
+        recipe, main = self.recipe, self.accelerator.is_main_process
+        self._say(self._summary())
+        if self.step >= recipe.steps:
+            self._say(f"already at step {self.step} of {recipe.steps}: nothing to do")
+            return self.pipeline
+        self.model.train()
+        log = SummaryWriter(str(self.output / "logs")) if main else None
+        sums, count, since = torch.zeros((), device=self.device), 0, time.perf_counter()
+        with stop_after_step() as stop, self._progress() as bar:
+            task = bar.add_task("train", total=recipe.steps, completed=self.step, loss="", rate="")
+            for batch in self.batches():
+                self.broken.add(batch)
+                sums += self.train_step(batch)
+                count += 1
+                last = self.step == recipe.steps or stop[0]
+                bar.update(task, completed=self.step)
+                if self.step % recipe.log_every == 0 or last:
+                    loss, seconds = float(sums) / count, time.perf_counter() - since
+                    rate = recipe.batch_size * count / seconds
+                    bar.update(task, loss=f"loss {loss:.4f}", rate=f"{rate:.0f} images/s")
+                    self._log(log, loss, rate, bar)
+                    sums.zero_()
+                    count = 0
+                if main and (self.step % recipe.save_every == 0 or last):
+                    checkpoint.save(self.output, self.step, self.pipeline, self.trained, self.optimizer, recipe)
+                if main and (self.step % recipe.sample_every == 0 or last):
+                    self.sample()
+                if count == 0:
+                    since = time.perf_counter()
+                if stop[0]:
+                    break
+        if log is not None:
+            log.close()
+        if self.broken.names:
+            self._say(
+                f"{len(self.broken.names)} unreadable pictures were skipped: {', '.join(list(self.broken.names)[:5])}"
+            )
+        if self.step < recipe.steps:
+            raise Stopped(f"stopped after step {self.step}; go on with --resume latest --output {self.output}")
+        return self.pipeline
+
+    def sample(self) -> None:
+        """Paint a sheet with the averaged weights into output/samples; training is not touched by it."""
+        prompts = list(self.recipe.sample_prompts) or self._prompts()
+        pictures = self.pipeline(prompts, seed=0)
+        page = sheet(pictures, prompts, scale=max(1, 96 // pictures[0].width))
+        save_picture(page, self.output / "samples" / f"step-{self.step:07d}.png")
+
+    def _prompts(self) -> list[str]:
+        if self.recipe.condition == "none":
+            return [""] * 16
+        if self.recipe.condition == "class":
+            return list(self.pipeline.class_names)[:16]
+        captions = self.pictures.all_captions()
+        return captions[:: max(1, len(captions) // 16)][:16]
+
+    def _log(self, log: SummaryWriter | None, loss: float, rate: float, bar: Progress) -> None:
+        if log is None:
+            return
+        log.add_scalar("loss", loss, self.step)
+        log.add_scalar("images_per_second", rate, self.step)
+        log.add_scalar("learning_rate", learning_rate(self.step - 1, self.recipe), self.step)
+        if not self.console.is_terminal:
+            bar.console.print(f"step {self.step}  loss {loss:.4f}  {rate:.0f} images/s")
+
+    def _progress(self) -> Progress:
+        columns = (
+            "{task.description}",
+            BarColumn(),
+            MofNCompleteColumn(),
+            "{task.fields[loss]}",
+            "{task.fields[rate]}",
+        )
+        shown = self.console.is_terminal and self.accelerator.is_main_process
+        parts = [TextColumn(c) if isinstance(c, str) else c for c in columns]
+        return Progress(*parts, TimeRemainingColumn(), console=self.console, disable=not shown)
+
+    def _summary(self) -> str:
+        recipe, size = self.recipe, sum(p.numel() for p in self.trained.parameters())
+        epochs = recipe.steps * recipe.batch_size / len(self.pictures)
+        return (
+            f"{size / 1e6:.1f} M parameters, {len(self.pictures)} pictures of {self.pictures.where}, "
+            f"{recipe.steps} steps of {recipe.batch_size} ({epochs:.1f} epochs) on {self.device}, output {self.output}"
+        )
+
+
+def train(recipe: Recipe, resume: str | None = None) -> Pipeline:
+    """Run a recipe to its end; `resume` is "latest" or a checkpoint folder. Returns the finished model."""
+    return Trainer(recipe, resume).run()

@@ -1,0 +1,102 @@
+"""A recipe: every number of a training run, typed, and nothing else. `limner train NAME --steps 100` changes one."""
+
+import importlib
+import pkgutil
+from dataclasses import dataclass, field
+from typing import Literal
+
+from limner.data.sources import Source
+from limner.errors import unknown
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """The denoiser: a DiT over patches."""
+
+    patch_size: int = 4
+    hidden_size: int = 256
+    depth: int = 6
+    num_heads: int = 8
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """The text encoder, trained with the denoiser; or a CLIP folder, kept frozen."""
+
+    hidden_size: int = 128
+    layers: int = 2
+    num_heads: int = 4
+    length: int = 16
+    """Longest prompt in tokens, start and end included."""
+    vocab_size: int = 1000
+    """Most entries of the tokenizer that is trained on the captions."""
+    pretrained: str | None = None
+    """Folder of a CLIP text model and its tokenizer: used as it is, encoded once per distinct caption."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run."""
+
+    data: Source
+    """Where pictures and captions come from."""
+    output: str
+    """Folder of the run; it gets checkpoint-<step> folders, TensorBoard logs and sample sheets."""
+    size: int = 32
+    """Side of the square pictures in pixels."""
+    channels: Literal[1, 3] = 3
+    flip: bool = False
+    """Mirror half of the pictures."""
+    condition: Literal["none", "class", "text"] = "text"
+    model: Transformer = field(default_factory=Transformer)
+    text: TextEncoder = field(default_factory=TextEncoder)
+    path: Literal["flow", "linear", "scaled_linear", "cosine"] = "flow"
+    predicts: Literal["flow", "eps", "v", "sample"] = "flow"
+    times: Literal["uniform", "logit_normal"] = "uniform"
+    """How training times are drawn (logit_normal: Esser et al. 2024)."""
+    dropout: float = 0.1
+    """Share of pictures that lose their caption or class, for guidance."""
+    steps: int = 10_000
+    """Optimiser steps."""
+    batch_size: int = 64
+    """Pictures per step over all processes."""
+    lr: float = 1e-4
+    warmup: int = 100
+    """Steps in which the learning rate rises from 0."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    """Largest gradient norm."""
+    ema: float = 0.999
+    """Decay of the averaged weights; early on it is (1+step)/(10+step)."""
+    precision: Literal["no", "bf16"] = "no"
+    compile: bool = False
+    """torch.compile the denoiser."""
+    seed: int = 0
+    workers: int = 0
+    """Processes that decode pictures ahead."""
+    log_every: int = 50
+    save_every: int = 1000
+    sample_every: int = 1000
+    keep: int = 2
+    """Checkpoints kept, the newest; 0 keeps all."""
+    sample_prompts: tuple[str, ...] = ()
+    """Prompts (or class names) of the sample sheet; made from the data when empty."""
+    guidance_scale: float = 3.0
+    """Guidance of the sample sheets, and the default of the finished model."""
+    sample_steps: int = 20
+    """Sampling steps of the sheets, and the default of the finished model."""
+
+
+def recipe_names() -> list[str]:
+    """The names of the shipped recipes: the files of `train/recipes`."""
+    folder = importlib.import_module("limner.train.recipes")
+    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(folder.__path__))
+
+
+def load_recipe(name: str) -> tuple[Recipe, str]:
+    """The recipe called `name` and its file's text, which tells what it gave when it was run."""
+    if name not in recipe_names():
+        raise unknown("recipe", name, recipe_names())
+    module = importlib.import_module(f"limner.train.recipes.{name.replace('-', '_')}")
+    return module.RECIPE, module.__doc__ or ""

@@ -1,0 +1,152 @@
+"""The command line, in its own process where that matters: what it writes, prints and refuses."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from limner.cli import main
+
+
+def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """`limner ARGUMENTS` in a process of its own."""
+    environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "limner", *arguments], capture_output=True, text=True, cwd=cwd, env=environment
+    )
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The message of a command that must exit with 2 and print one."""
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err + said.out
+    return said.err
+
+
+def test_generate_writes_what_it_prints(tmp_path: Path) -> None:
+    done = run("generate", "a handwritten seven", "--seed", "3", "--steps", "4", "--output", "seven.png", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("seven.png  1 pictures in ")
+    with Image.open(tmp_path / "seven.png") as picture:
+        assert picture.size == (28, 28)
+        assert picture.info["parameters"].splitlines() == [
+            "a handwritten seven",
+            "Steps: 4, Sampler: euler, CFG scale: 3, Seed: 3, Size: 28x28, Model: limner, Version: limner 0.1.0",
+        ]
+        pixels = picture.tobytes()
+    import limner
+
+    assert limner.Pipeline.from_pretrained()("a handwritten seven", seed=3, steps=4)[0].tobytes() == pixels
+
+
+def test_a_sheet_and_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["generate", "the digit 2", "an 8", "-n", "2", "--seed", "1", "--steps", "2", "--cfg-scale", "2"]
+    main([*common, "--output", str(tmp_path / "sheet.png"), "--show"])
+    shown = capsys.readouterr().out
+    assert shown.count("▀") > 1000 and "4 pictures in" in shown
+    main([*common, "--negative-prompt", "a one", "-o", f"{tmp_path}/many/"])
+    files = sorted((tmp_path / "many").iterdir())
+    assert [f.name for f in files] == ["00000.png", "00001.png", "00002.png", "00003.png"]
+    told = [Image.open(f).info["parameters"] for f in files]
+    assert told[2].startswith("an 8\nNegative prompt: a one\nSteps: 2, Sampler: euler, CFG scale: 2, Seed: 3,")
+    assert len({Image.open(f).tobytes() for f in files}) == 4
+    with Image.open(tmp_path / "sheet.png") as page:
+        assert page.info["parameters"].count("Steps: 2") == 4
+        assert page.width == 2 * (28 * 3 + 4) + 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["paint"], "unknown command 'paint'"),
+        (["generat"], "did you mean 'generate'"),
+        (["generate", "a two", "--steps", "0"], "steps must be at least 1, not 0"),
+        (["generate", "a two", "--sampler", "eulr"], "unknown sampler 'eulr'; did you mean 'euler'"),
+        (["generate", "a two", "--model", "nowhere"], "no model at nowhere"),
+        (["generate", "a two", "--width", "30"], "width 30 is not a multiple of the model's patch of 4; try 32"),
+        (["generate", "two " * 40], "over the text encoder's budget"),
+        (["generate", "a two", "--output", "x.txt"], "cannot tell the kind of picture from 'x.txt'"),
+        (["generate", "a two", "--output", "/proc/x/y.png", "--steps", "1"], "/proc/x"),
+        (["generate", "a two", "--stepz", "3"], "--steps"),
+        (["generate", "a two", "--steps", "many"], "many"),
+        (["train", "mnist-txt"], "unknown recipe 'mnist-txt'; did you mean 'mnist-text'"),
+        (["train", "mnist-text", "--data.path", "nowhere", "--output", "nowhere"], "--data.path nowhere"),
+        (["train", "mnist-text", "--batch-sise", "3"], "--batch-size"),
+        (["inspect", "modell"], "did you mean 'model'"),
+        (["inspect", "schedule", "--sampler", "dpm"], "unknown sampler 'dpm'"),
+        (["inspect", "tokens", "x", "--model", "nowhere"], "no model at nowhere"),
+    ],
+)
+def test_bad_input(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    assert message in refused(capsys, *arguments)
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys; from limner.cli import main; main(['--help']); assert 'torch' not in sys.modules, 'torch'"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for word in ("generate", "train", "inspect"):
+        assert word in done.stdout
+    bare = subprocess.run(
+        [sys.executable, "-c", "import limner, sys; print(sorted({'torch', 'numpy', 'tyro'} & set(sys.modules)))"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert bare.stdout.strip() == "[]"
+
+
+def test_inspect(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    main(["inspect", "model"])
+    told = capsys.readouterr().out
+    assert "denoiser" in told and "FlowMatchEuler" in told
+    main(["inspect", "schedule", "--steps", "4"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["1", "667", "0.333", "0.667", "2.003", "-0.69465"] in rows
+    (tmp_path / "scheduler_config.json").write_text(
+        '{"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012,'
+        ' "steps_offset": 1, "set_alpha_to_one": false, "clip_sample": false}'
+    )
+    main(["inspect", "schedule", str(tmp_path / "scheduler_config.json"), "--steps", "10"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[1] for row in rows if len(row) == 6 and row[0].isdigit()] == [
+        "901", "801", "701", "601", "501", "401", "301", "201", "101", "1", "0",
+    ]  # fmt: skip
+    main(["inspect", "tokens", "a handwritten seven"])
+    told = capsys.readouterr().out
+    assert "seven</w>" in told and "5 tokens of 16" in told
+
+
+def test_train_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Train three steps on a folder, paint with the run, go on to five."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for i in range(4):
+        Image.new("L", (28, 28), 60 * i).save(data / f"{i}.png")
+        (data / f"{i}.txt").write_text(f"shade {i}")
+    run_folder = tmp_path / "run"
+    common = [
+        "train", "mnist-text", "--data.path", str(data), "--output", str(run_folder), "--batch-size", "4",
+        "--model.depth", "1", "--no-compile", "--sample-prompts", "shade 1",
+    ]  # fmt: skip
+    main([*common, "--steps", "3"])
+    assert f"limner generate PROMPT --model {run_folder}" in capsys.readouterr().out
+    main(["generate", "shade 2", "--model", str(run_folder), "--output", str(tmp_path / "out.png")])
+    assert (tmp_path / "out.png").is_file()
+    assert "already holds a run" in refused(capsys, *common, "--steps", "5")
+    main([*common, "--steps", "5", "--resume", "latest"])
+    assert (run_folder / "checkpoint-5/model_index.json").is_file()
+
+
+def test_train_lists_and_explains_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train"])
+    assert "mnist-unconditional" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "mnist-text", "--help"])
+    assert stopped.value.code == 0
+    told = capsys.readouterr().out
+    assert "--data.path" in told and "--lr" in told
