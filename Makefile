@@ -1,5 +1,5 @@
 # Each target creates .venv from constraints.txt when it is missing or stale.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -18,9 +18,10 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	@echo "Creating $(VENV) with the packages pinned in constraints.txt ..."
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: set PYTHON=<a Python 3.11 or newer>"; exit 1; }
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@"$(PYTHON)" -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+		{ echo "limner needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
+	@"$(PYTHON)" -m venv $(VENV)
+	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	@touch $(STAMP)
 
 demo: $(STAMP)

@@ -91,15 +91,13 @@ def main() -> None:
     args = tyro.cli(Arguments)
     classifier, right = train_classifier(args.data)
     pipe = limner.Pipeline.from_pretrained(args.model)
-    phrasings = [(template, False) for template in DIGITS.templates[:8]]
-    phrasings += [("a handwritten {number}", False)] + [(template, True) for template in DIGITS.held_out]
+    phrasings = [(template, False) for template in DIGITS.templates[:9]]
+    phrasings += [(template, True) for template in DIGITS.held_out]
     table = Table("phrasing", "trained on", "right")
     wrong, shown, total, good = [], [], 0, 0
     for row, (template, held_out) in enumerate(phrasings):
-        prompts = []
-        for word, number in DIGITS.label_words:
-            spoken = number if (row % 2 and "{number}" not in template) else word
-            prompts.append(template.replace("{number}", number) if "{number}" in template else fill(template, spoken))
+        # Words and numerals take turns: "a handwritten seven", "the digit 7".
+        prompts = [fill(template, names[row % 2]) for names in DIGITS.label_words]
         seeds = [10_000 * row + k for k in range(10 * args.seeds)]
         pictures = pipe(prompts, num_images=args.seeds, seed=seeds)
         labels = torch.arange(10).repeat_interleave(args.seeds)

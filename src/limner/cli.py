@@ -173,14 +173,16 @@ def _write(
     """Save a file each, one picture or one sheet; returns what to show and the paths."""
     from limner.picture import save, sheet
 
-    page = sheet(pictures, captions, scale=max(1, 96 // pictures[0].width)) if len(pictures) > 1 else pictures[0]
+    several = len(pictures) > 1
+    page = sheet(pictures, captions, scale=max(1, 96 // pictures[0].width)) if several else pictures[0]
+    shown = sheet(pictures) if several else pictures[0]
     if folder:
         paths = [Path(output) / f"{i:05d}.png" for i in range(len(pictures))]
         for path, picture, text in zip(paths, pictures, texts, strict=True):
             save(picture, path, text)
-        return page, paths
+        return shown, paths
     save(page, Path(output), "\n\n".join(texts) if captions else texts[0])
-    return page, [Path(output)]
+    return shown, [Path(output)]
 
 
 # --- train ----------------------------------------------------------------------------------------------------------

@@ -30,11 +30,10 @@ class Denoiser:
         dtype: torch.dtype = torch.float32,
         copies: int = 1,
         clip: float | None = None,
-        unit_input: bool = False,
     ) -> None:
         prediction(predicts)
         self.network, self.predicts, self.dtype = network, predicts, dtype
-        self.copies, self.clip, self.unit_input = copies, clip, unit_input
+        self.copies, self.clip = copies, clip
 
     def pair(self, level: Level) -> tuple[float, float]:
         """(a, b) with x0 = a*x + b*F."""
@@ -44,10 +43,8 @@ class Denoiser:
         """x (B, C, H, W) float32 -> x0 (copies*B, C, H, W) float32."""
         x = x.repeat(self.copies, 1, 1, 1) if self.copies > 1 else x
         a, b = self.pair(level)
-        # On the EDM path x grows with sigma; the network sees it at unit variance (Karras et al. 2022, c_in).
-        seen = x / (level.alpha**2 + level.sigma**2) ** 0.5 if self.unit_input else x
         t = torch.full((x.shape[0],), level.t, device=x.device, dtype=torch.float32)
-        x0 = a * x + b * self.network(seen.to(self.dtype), t).float()
+        x0 = a * x + b * self.network(x.to(self.dtype), t).float()
         return x0.clamp(-self.clip, self.clip) if self.clip is not None else x0
 
 

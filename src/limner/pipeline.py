@@ -17,7 +17,7 @@ from limner.nets.dit import DiT, DiTConfig
 from limner.noise.draws import Keyed, TorchDraws
 from limner.noise.grids import Plan, plan
 from limner.picture import to_pictures
-from limner.sample import ALIASES, check_grid, sampler
+from limner.sample import check_grid, sampler
 from limner.text.clip import CLIPTextConfig, CLIPTextModel
 from limner.text.tokenizer import Tokenizer
 from limner.weights.file import write_tensors
@@ -123,10 +123,7 @@ class Pipeline:
     def resolve(self, settings: Settings) -> tuple[Plan, float]:
         """The plan and the guidance scale that these settings mean for this model."""
         steps = settings.steps if settings.steps is not None else self.defaults.get("steps", 20)
-        name = settings.sampler and ALIASES.get(settings.sampler.lower(), settings.sampler.lower())
-        if name is not None:
-            sampler(name)
-        made = plan(self.scheduler, steps, name, settings.schedule, settings.eta, settings.shift)
+        made = plan(self.scheduler, steps, settings.sampler, settings.schedule, settings.eta, settings.shift)
         check_grid(made.grid)
         scale = settings.guidance_scale
         if not self.is_conditional:

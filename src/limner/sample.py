@@ -11,7 +11,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from limner.errors import LimnerError, unknown
+from limner.errors import LimnerError
+from limner.noise.grids import sampler_name
 from limner.noise.level import Level
 
 Denoise = Callable[[Tensor, Level], Tensor]
@@ -165,16 +166,11 @@ SAMPLERS: dict[str, Sampler] = {
     "dpmpp_2m_sde": dpmpp_2m_sde,
     "unipc": unipc,
 }
-# AUTOMATIC1111's spellings.
-ALIASES = {"euler a": "euler_a", "dpm++ 2m": "dpmpp_2m", "dpm++ 2m sde": "dpmpp_2m_sde"}
 
 
 def sampler(name: str) -> Sampler:
-    """The sampler called `name`; AUTOMATIC1111's spellings ("Euler a", "DPM++ 2M") are understood."""
-    name = ALIASES.get(name.lower(), name.lower())
-    if name not in SAMPLERS:
-        raise unknown("sampler", name, SAMPLERS)
-    return SAMPLERS[name]
+    """The sampler called `name`, in limner's or AUTOMATIC1111's spelling."""
+    return SAMPLERS[sampler_name(name)]
 
 
 def check_grid(grid: Sequence[Level]) -> None:

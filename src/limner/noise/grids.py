@@ -123,8 +123,18 @@ CLASS_OF = {preset.sampler: name for name, preset in reversed(PRESETS.items())} 
     "euler": "EulerDiscreteScheduler",
     "dpmpp_2m_sde": "DPMSolverMultistepScheduler",
 }
+# AUTOMATIC1111's spellings.
+ALIASES = {"euler a": "euler_a", "dpm++ 2m": "dpmpp_2m", "dpm++ 2m sde": "dpmpp_2m_sde"}
 SCHEDULES = ("karras", "exponential", "normal")
 PREDICTS = {"epsilon": "eps", "sample": "sample", "v_prediction": "v", "flow_prediction": "flow"}
+
+
+def sampler_name(name: str) -> str:
+    """The name that `SAMPLERS` knows; AUTOMATIC1111's spellings ("Euler a", "DPM++ 2M") are understood."""
+    plain = ALIASES.get(name.lower(), name.lower())
+    if plain not in CLASS_OF:
+        raise unknown("sampler", name, CLASS_OF)
+    return plain
 
 
 def plan(
@@ -141,10 +151,11 @@ def plan(
     """
     if steps < 1:
         raise LimnerError(f"steps must be at least 1, not {steps}")
+    sampler = sampler_name(sampler) if sampler is not None else None
     name = config.get("_class_name", "")
     is_flow = name == "FlowMatchEulerDiscreteScheduler" or bool(config.get("use_flow_sigmas"))
     # A flow model keeps its own grid whatever the sampler; a table model takes the sampler's conventions.
-    name = name if sampler is None or is_flow else CLASS_OF.get(sampler, name)
+    name = name if sampler is None or is_flow else CLASS_OF[sampler]
     if name not in PRESETS:
         raise unknown("scheduler", name, PRESETS)
     if schedule is not None and schedule not in SCHEDULES:
@@ -193,7 +204,7 @@ def table_path(config: Mapping[str, Any], nudge: bool = False) -> Discrete:
 def _table_grid(
     config: Mapping[str, Any], preset: Preset, steps: int, schedule: str, shift: float | None
 ) -> tuple[Path, Grid, float]:
-    path = table_path(config, preset.nudge)
+    path = table_path(config, preset.nudge or schedule != "normal")
     spacing = str(config.get("timestep_spacing", preset.spacing))
     offset = int(config.get("steps_offset", 0))
     times = spaced(steps, spacing, length=path.steps, offset=offset, endpoint=preset.endpoint, integer=preset.integer)

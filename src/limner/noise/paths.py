@@ -82,6 +82,8 @@ class Discrete:
 
     def level_at(self, rho: float) -> Level:
         """The level at rho; its t is interpolated in log rho."""
+        if math.isinf(rho) and math.isinf(self.rho[-1]):
+            return self.level(self.steps - 1)
         log_rho = np.log(self.rho[np.isfinite(self.rho)])
         wanted = math.log(max(rho, 1e-10))
         i = int(np.searchsorted(log_rho, wanted, side="right").clip(1, len(log_rho) - 1))
@@ -118,9 +120,11 @@ class Flow:
 
 
 class EDM:
-    """`alpha = 1, sigma = rho` for data of unit variance (Karras et al. 2022, table 1).
+    """Noise ratios from sigma_min to sigma_max, for data of unit variance (Karras et al. 2022, table 1).
 
-    The network is told t, the place of log sigma between log sigma_min (0) and log sigma_max (1000).
+    x is kept at unit variance (alpha^2 + sigma^2 = 1) where the paper keeps alpha = 1: samplers give the same
+    pictures in either scale, and the paper's input scaling c_in is then 1 and its c_skip and c_out are v-prediction.
+    The network is told t, the place of log rho between log sigma_min (0) and log sigma_max (1000).
     """
 
     kappa = 0
@@ -134,21 +138,22 @@ class EDM:
         self.p_mean, self.p_std = p_mean, p_std
 
     def level(self, t: float) -> Level:
-        return Level(float(t), 1.0, math.exp(self.lo + (self.hi - self.lo) * t / 1000.0))
+        return from_rho(float(t), math.exp(self.lo + (self.hi - self.lo) * t / 1000.0))
 
     def level_at(self, rho: float) -> Level:
         if rho <= 0:
             return Level(0.0, 1.0, 0.0)
-        return Level(1000.0 * (math.log(rho) - self.lo) / (self.hi - self.lo), 1.0, rho)
+        return from_rho(1000.0 * (math.log(rho) - self.lo) / (self.hi - self.lo), rho)
 
     def times(self, u: Tensor) -> Tensor:
-        """log sigma is normal with mean p_mean and deviation p_std (table 1), kept inside the path."""
+        """log rho is normal with mean p_mean and deviation p_std (table 1), kept inside the path."""
         log_sigma = self.p_mean + self.p_std * torch.special.ndtri(u.double().clamp(1e-6, 1 - 1e-6))
         return (1000.0 * (log_sigma - self.lo) / (self.hi - self.lo)).clamp(0.0, 1000.0).float()
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        sigma = torch.exp(self.lo + (self.hi - self.lo) * t.float() / 1000.0)
-        return torch.ones_like(sigma), sigma
+        rho = torch.exp(self.lo + (self.hi - self.lo) * t.float() / 1000.0)
+        alpha = (1 + rho**2).rsqrt()
+        return alpha, rho * alpha
 
 
 def from_rho(t: float, rho: float) -> Level:

@@ -28,8 +28,7 @@ PREDICTIONS: dict[str, Prediction] = {
     # Ho et al. 2020, equation 14.
     "eps": Prediction(lambda a, s: (1 / a, -s / a), lambda a, s: (0.0, 1.0)),
     "sample": Prediction(lambda a, s: (0.0, 1.0), lambda a, s: (1.0, 0.0)),
-    # Salimans & Ho 2022, appendix D; with alpha = 1 it is the preconditioning of Karras et al. 2022, table 1, for data
-    # of unit variance.
+    # Salimans & Ho 2022, appendix D; for data of unit variance the preconditioning of Karras et al. 2022, table 1.
     "v": Prediction(
         lambda a, s: (a / _norm(a, s) ** 2, -s / _norm(a, s)), lambda a, s: (-s / _norm(a, s), a / _norm(a, s))
     ),

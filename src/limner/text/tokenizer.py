@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,6 +19,7 @@ from tokenizers import Tokenizer as Engine
 from tokenizers.models import BPE
 
 from limner.errors import LimnerError
+from limner.files import read_json, write_atomically, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -146,7 +146,6 @@ class Tokenizer:
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, which `from_pretrained` and transformers read back."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         start, end, pad = (self._engine.id_to_token(i) for i in (self.start, self.end, self.pad))
         config = {
             "tokenizer_class": "CLIPTokenizer",
@@ -156,8 +155,8 @@ class Tokenizer:
             "pad_token": pad,
             "unk_token": end,
         }
-        _write_whole(folder / "tokenizer.json", self._engine.to_str(pretty=True))
-        _write_whole(folder / "tokenizer_config.json", json.dumps(config, indent=2))
+        write_atomically(folder / "tokenizer.json", lambda path: self._engine.save(str(path)))
+        write_json(folder / "tokenizer_config.json", config)
 
     def _run(self, texts: list[str]) -> list[Encoding]:
         for text in texts:
@@ -253,7 +252,7 @@ def _read_settings(folder: Path) -> tuple[int, dict[str, Any]]:
     its added tokens: transformers' rule, and Stable Diffusion 2's two files do differ.
     """
     files = (folder / "tokenizer_config.json", folder / "special_tokens_map.json")
-    config, special = (_reading(path, _read_json) if path.is_file() else {} for path in files)
+    config, special = (read_json(path) if path.is_file() else {} for path in files)
     named = config if "added_tokens_decoder" in config else config | special
     names = ("bos_token", "eos_token", "pad_token")
     length = config.get("model_max_length", CLIP_LENGTH)
@@ -261,19 +260,8 @@ def _read_settings(folder: Path) -> tuple[int, dict[str, Any]]:
     return CLIP_LENGTH if unlimited else int(length), {name: named[name] for name in names if named.get(name)}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def _added_token(value: str | dict[str, Any]) -> AddedToken:
     if isinstance(value, str):
         return AddedToken(value, special=True, normalized=False)
     options = {name: value[name] for name in ("single_word", "lstrip", "rstrip", "normalized") if name in value}
     return AddedToken(value["content"], special=True, **options)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename: a reader never sees half a file."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

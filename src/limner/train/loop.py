@@ -2,6 +2,8 @@
 
 import copy
 import math
+import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -76,6 +78,16 @@ def stop_after_step() -> Iterator[list[bool]]:
         signal.signal(signal.SIGINT, before)
 
 
+def leave_ctrl_c(worker: int) -> None:
+    """Data workers leave Ctrl-C to the process that trains."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile can work here: on a CPU it calls a C++ compiler."""
+    return device.type != "cpu" or any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++")))
+
+
 class Trainer:
     """One run of a recipe. `Trainer(recipe).run()` trains to the end and returns the finished model."""
 
@@ -103,8 +115,10 @@ class Trainer:
             folder = checkpoint.find(self.output, resume)
             self.step = checkpoint.restore(folder, self.trained, optimizer, self.average)
             self._say(f"resumed {folder} at step {self.step}")
-        if recipe.compile:
+        if recipe.compile and can_compile(self.device):
             self.trained.denoiser.compile()
+        elif recipe.compile:
+            self._say("no C++ compiler was found, so the denoiser is not compiled: the same numbers, a little slower")
         self.model, self.optimizer = self.accelerator.prepare(self.trained, optimizer)
         self.broken = BrokenCount(len(self.pictures), recipe.data.max_broken)
 
@@ -125,7 +139,15 @@ class Trainer:
             accelerator.process_index, accelerator.num_processes,
         )  # fmt: skip
         steps = range(self.step, recipe.steps)
-        return iter(DataLoader(batches, batch_size=None, sampler=steps, num_workers=recipe.workers))  # type: ignore[arg-type]
+        return iter(
+            DataLoader(
+                batches,  # type: ignore[arg-type]
+                batch_size=None,
+                sampler=steps,
+                num_workers=recipe.workers,
+                worker_init_fn=leave_ctrl_c,
+            )
+        )
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """The loss of each picture (B,), its condition dropped with the recipe's probability."""
