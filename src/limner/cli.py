@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from limner.errors import LimnerError, unknown
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from limner.pipeline import Pipeline
+    from limner.settings import Settings
 
 OVERVIEW = """usage: limner COMMAND [OPTIONS]
 
@@ -57,16 +58,23 @@ def main(argv: Sequence[str] | None = None) -> None:
 # --- generate -------------------------------------------------------------------------------------------------------
 
 
-def generate(arguments: list[str]) -> None:
-    """Parse, paint, save, show."""
+# Names that people know from elsewhere.
+SPELLINGS = {"--cfg-scale": "--guidance-scale", "--num-inference-steps": "--steps"}
+
+
+def _generate_arguments(arguments: list[str]) -> Any:
     import tyro
     from tyro.conf import Positional, arg
+
+    from limner.settings import Settings
 
     @dataclass(frozen=True)
     class Arguments:
         """Paint pictures of the prompts with the shipped model or another one."""
 
+        settings: Annotated[Settings, arg(name="")]
         prompt: Positional[tuple[str, ...]] = ("",)
+        """What to paint; several prompts make a sheet."""
         negative_prompt: str = ""
         """What guidance leads away from."""
         model: Annotated[str | None, arg(aliases=["-m"])] = None
@@ -75,41 +83,26 @@ def generate(arguments: list[str]) -> None:
         """Pictures of each prompt."""
         seed: int = 0
         """Seed of the first picture; the next have the next seeds."""
-        steps: Annotated[int | None, arg(aliases=["--num-inference-steps"])] = None
-        guidance_scale: Annotated[float | None, arg(aliases=["--cfg-scale"])] = None
-        """1 is the plain model; more follows the prompt more closely."""
-        guidance_rescale: float = 0.0
-        guidance_interval: tuple[float, float] | None = None
-        """Guide only between these two noise-to-signal ratios."""
-        sampler: str | None = None
-        """ddpm ddim euler euler_a heun dpmpp_2m dpmpp_2m_sde unipc"""
-        schedule: str | None = None
-        """normal karras exponential"""
-        eta: float | None = None
-        """Share of fresh noise in each step: 0 none, 1 as much as DDPM."""
-        shift: float | None = None
-        """Flow models: more than 1 spends more steps at high noise."""
-        width: int | None = None
-        height: int | None = None
-        rng: Literal["keyed", "torch"] = "keyed"
-        """keyed: a picture depends on its own seed alone; torch: diffusers' generator."""
-        truncate: bool = False
-        """Cut a prompt that is too long instead of refusing it."""
         device: str = "cpu"
         dtype: str = "float32"
+        """float32, bfloat16 or float16: what the networks compute in."""
         output: Annotated[str, arg(aliases=["-o"])] = "out.png"
         """A file (several pictures become a sheet), or a folder, ending in /, for one file each."""
         show: bool = False
         """Draw the result in the terminal too."""
 
-    args = tyro.cli(Arguments, args=arguments, prog="limner generate")
-    settings = {
-        name: getattr(args, name)
-        for name in (
-            "steps", "guidance_scale", "guidance_rescale", "guidance_interval", "sampler", "schedule", "eta", "shift",
-            "width", "height", "rng", "truncate",
-        )
-    }  # fmt: skip
+    known = [_respelled(argument) for argument in arguments]
+    return tyro.cli(Arguments, args=known, default=Arguments(Settings()), prog="limner generate")
+
+
+def _respelled(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    return SPELLINGS.get(name, name) + equals + value
+
+
+def generate(arguments: list[str]) -> None:
+    """Parse, paint, save, show."""
+    args = _generate_arguments(arguments)
     from limner.picture import show, suffix_kind
     from limner.pipeline import Pipeline
 
@@ -121,9 +114,9 @@ def generate(arguments: list[str]) -> None:
     pipe = Pipeline.from_pretrained(args.model, device=args.device, dtype=args.dtype)
     asked: dict[str, Any] = {"negative_prompt": args.negative_prompt, "num_images": args.num_images, "seed": args.seed}
     with _progress(len(prompts) * args.num_images) as advance:
-        pictures = pipe(prompts, **asked, **settings, progress=advance)
+        pictures = pipe(prompts, **asked, **vars(args.settings), progress=advance)
     texts = [
-        _parameters(pipe, prompt, args.negative_prompt, args.seed + i * args.num_images + k, settings)
+        _parameters(pipe, prompt, args.negative_prompt, args.seed + i * args.num_images + k, args.settings)
         for i, prompt in enumerate(prompts)
         for k in range(args.num_images)
     ]
@@ -152,18 +145,17 @@ def _progress(pictures: int):
     return bar()
 
 
-def _parameters(pipe: "Pipeline", prompt: str, negative: str, seed: int, settings: dict) -> str:
+def _parameters(pipe: "Pipeline", prompt: str, negative: str, seed: int, settings: "Settings") -> str:
     """The `parameters` text of one picture."""
     from limner import __version__
     from limner.picture import parameters_text
-    from limner.pipeline import Settings
 
-    made, scale = pipe.resolve(Settings(**settings))
+    made, scale = pipe.resolve(settings)
     size = pipe.denoiser.config.sample_size
     told: dict[str, object] = {"Steps": len(made.grid) - 1, "Sampler": made.sampler}
-    told |= {"Schedule type": settings["schedule"]} if settings["schedule"] else {}
+    told |= {"Schedule type": settings.schedule} if settings.schedule else {}
     told |= {"CFG scale": f"{scale:g}", "Seed": seed}
-    told |= {"Size": f"{settings['width'] or size}x{settings['height'] or size}", "Model": pipe.name}
+    told |= {"Size": f"{settings.width or size}x{settings.height or size}", "Model": pipe.name}
     return parameters_text(prompt, negative, told | {"Version": f"limner {__version__}"})
 
 
@@ -287,7 +279,7 @@ def inspect_schedule(arguments: list[str]) -> None:
     args = tyro.cli(Arguments, args=arguments, prog="limner inspect schedule")
     from limner.files import read_json
     from limner.noise.grids import plan
-    from limner.pipeline import Settings
+    from limner.settings import Settings
 
     if args.path and args.path.endswith(".json"):
         made = plan(read_json(Path(args.path)), args.steps or 20, args.sampler, args.schedule, shift=args.shift)

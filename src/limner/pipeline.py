@@ -18,6 +18,7 @@ from limner.noise.draws import Keyed, TorchDraws
 from limner.noise.grids import Plan, plan
 from limner.picture import to_pictures
 from limner.sample import check_grid, sampler
+from limner.settings import Settings
 from limner.text.clip import CLIPTextConfig, CLIPTextModel
 from limner.text.tokenizer import Tokenizer
 from limner.weights.file import write_tensors
@@ -35,27 +36,6 @@ class Progress(NamedTuple):
     steps: int
     x: Tensor
     x0: Tensor
-
-
-@dataclass
-class Settings:
-    """How to paint; None means the model's own default."""
-
-    steps: int | None = None
-    guidance_scale: float | None = None
-    guidance_rescale: float = 0.0
-    guidance_interval: tuple[float, float] | None = None
-    """(low, high) in sigma/alpha: guidance acts only between them."""
-    sampler: str | None = None
-    schedule: str | None = None
-    eta: float | None = None
-    shift: float | None = None
-    width: int | None = None
-    height: int | None = None
-    rng: str = "keyed"
-    """"keyed": a picture depends on its own seed alone; "torch": diffusers' CPU generator, one for the batch."""
-    truncate: bool = False
-    """Cut prompts that are too long instead of refusing them."""
 
 
 @dataclass

@@ -1,0 +1,32 @@
+"""How to paint: the settings that the command line and the pipeline share."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to paint; None means the model's own default."""
+
+    steps: int | None = None
+    """Sampling steps."""
+    guidance_scale: float | None = None
+    """1 is the plain model; more follows the prompt more closely."""
+    guidance_rescale: float = 0.0
+    """From 0 to 1: how far the guided output's contrast is brought back to the plain one's."""
+    guidance_interval: tuple[float, float] | None = None
+    """Guide only between these two noise-to-signal ratios sigma/alpha."""
+    sampler: str | None = None
+    """ddpm, ddim, euler, euler_a, heun, dpmpp_2m, dpmpp_2m_sde or unipc."""
+    schedule: str | None = None
+    """normal, karras or exponential."""
+    eta: float | None = None
+    """Share of fresh noise in each step: 0 none, 1 as much as DDPM."""
+    shift: float | None = None
+    """Flow models: more than 1 spends more steps at high noise."""
+    width: int | None = None
+    height: int | None = None
+    rng: Literal["keyed", "torch"] = "keyed"
+    """keyed: a picture depends on its own seed alone; torch: diffusers' CPU generator, one for the batch."""
+    truncate: bool = False
+    """Cut a prompt that is too long instead of refusing it."""
