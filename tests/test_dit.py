@@ -507,3 +507,17 @@ def test_sizes_that_do_not_divide(model: DiT, size: tuple[int, int], named: str)
 def test_configurations_that_do_not_divide(numbers: dict, message: str) -> None:
     with pytest.raises(LimnerError, match=message):
         DiTConfig(**numbers)
+
+
+def test_conditions_are_never_ignored() -> None:
+    t, plain = torch.zeros(1), DiT(DiTConfig(8, 1, 4, 16, 1, 2))
+    with pytest.raises(LimnerError, match="only one with num_classes takes labels"):
+        plain(torch.zeros(1, 1, 8, 8), t, labels=torch.zeros(1, dtype=torch.long))
+    with pytest.raises(LimnerError, match="must be given text"):
+        DiT(DiTConfig(8, 1, 4, 16, 1, 2, text_dim=8))(torch.zeros(1, 1, 8, 8), t)
+
+
+@pytest.mark.parametrize("name", ["sample_size", "in_channels", "patch_size", "hidden_size", "num_heads"])
+def test_config_numbers_are_positive(name: str) -> None:
+    with pytest.raises(LimnerError, match=f"{name} must be at least 1, not 0"):
+        DiTConfig(**{name: 0})

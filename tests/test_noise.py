@@ -408,7 +408,8 @@ def test_plan_clips_where_diffusers_does() -> None:
 def test_plan_starts_at_sigma_where_the_spacing_reaches_the_end() -> None:
     assert plan(EULER, 4).start == scaled_linear().level(999).sigma < 1.0
     assert plan(EULER | {"timestep_spacing": "leading"}, 4).start == 1.0
-    assert plan(DDIM, 4).start == 1.0
+    assert plan(EULER | {"timestep_spacing": "trailing"}, 4).start == scaled_linear().level(999).sigma
+    assert plan(DDIM | {"timestep_spacing": "linspace"}, 4).start == 1.0
     assert plan(FLOW, 4).start == 1.0
 
 
@@ -419,6 +420,12 @@ def test_plan_overrides() -> None:
     assert plan(EULER | {"use_karras_sigmas": True}, 8, schedule="normal").grid == plan(EULER, 8).grid
     exponential_grid = plan(EULER, 8, schedule="exponential").grid
     np.testing.assert_allclose([v.rho for v in exponential_grid[:-1]], exponential(8, 0.029167, 14.614647), rtol=1e-4)
+    # Euler's schedules span the times of its spacing, the multistep solvers' the table.
+    leading = SD | {"timestep_spacing": "leading", "use_karras_sigmas": True}
+    for name, first in (("EulerDiscreteScheduler", 750), ("DPMSolverMultistepScheduler", 999)):
+        grid = plan(leading | {"_class_name": name}, 4).grid
+        ends = (scaled_linear().level(first).rho, scaled_linear().level(0).rho)
+        assert (grid[0].rho, grid[-2].rho) == pytest.approx(ends, rel=1e-4)
     # A table model takes the grid of the sampler it is asked for; a flow model keeps its own.
     assert plan(DDIM, 8, sampler="dpmpp_2m").grid == plan(DDIM | {"_class_name": "DPMSolverMultistepScheduler"}, 8).grid
     assert plan(DDIM, 8, sampler="dpmpp_2m").grid != plan(DDIM, 8).grid
@@ -498,3 +505,15 @@ def test_plan_with_given_betas() -> None:
 def test_plan_errors(config: dict, options: dict, message: str) -> None:
     with pytest.raises(LimnerError, match=message):
         plan(config, **{"steps": 4} | options)
+
+
+@pytest.mark.parametrize(("spacing", "offset", "endpoint"), [("leading", 1, True), ("leading", 0, False)])
+def test_more_steps_than_the_spacing_holds(spacing: str, offset: int, endpoint: bool) -> None:
+    with pytest.raises(LimnerError, match="1000 steps with leading spacing do not fit a table of 1000 levels"):
+        spaced(1000, spacing, offset=offset, endpoint=endpoint)
+
+
+@pytest.mark.parametrize("t", [-1.0, 1500.0, math.nan])
+def test_times_outside_the_flow(t: float) -> None:
+    with pytest.raises(LimnerError, match="outside the flow path"):
+        Flow().level(t)

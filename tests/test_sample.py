@@ -472,7 +472,7 @@ LEVELS = {"eps": vp_grid(3)[1], "sample": vp_grid(3)[1], "v": vp_grid(3)[1], "fl
 def network(x: Tensor, t: Tensor) -> Tensor:
     """Its first half of rows has no prompt, its second half has one."""
     told = (torch.arange(len(x)) >= len(x) // 2).view(-1, 1, 1, 1)
-    return torch.sin(1.3 * x + t.view(-1, 1, 1, 1) / 300) * torch.where(told, 1.4, 0.6) + 0.3 * told
+    return torch.sin(1.3 * x + t.view(-1, 1, 1, 1) / 300 + 0.9 * told) * torch.where(told, 1.4, 0.6) + 0.3 * told
 
 
 def by_hand(predicts: str, x: Tensor, f: Tensor, level: Level) -> Tensor:
@@ -492,7 +492,8 @@ def halves(x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
 
 @pytest.fixture
 def x() -> Tensor:
-    return noise(3, 2, 5, 4, dtype=torch.float32)
+    """Three pictures of unlike contrast."""
+    return noise(3, 2, 5, 4, dtype=torch.float32) * torch.tensor([0.4, 1.0, 1.7]).view(3, 1, 1, 1)
 
 
 @pytest.mark.parametrize("predicts", LEVELS)

@@ -30,6 +30,9 @@ class DiTConfig:
     text_dim: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("sample_size", "in_channels", "patch_size", "hidden_size", "num_heads"):
+            if getattr(self, name) < 1:
+                raise LimnerError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.sample_size % self.patch_size:
             raise LimnerError(f"sample_size {self.sample_size} is not divisible by patch_size {self.patch_size}")
         if self.hidden_size % self.num_heads or self.hidden_size % 4:
@@ -141,6 +144,8 @@ class DiT(nn.Module):
         height, width = x.shape[2:]
         if height % patch or width % patch:
             raise LimnerError(f"a picture of {width}x{height} does not divide into patches of {patch}x{patch}")
+        if (text is None) != (not config.text_dim) or (labels is not None and self.classes is None):
+            raise LimnerError("a network with text_dim must be given text, and only one with num_classes takes labels")
         x = self.patch_in(rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=patch, q=patch))  # (B, N, D)
         base = config.sample_size // patch
         x = x + position_table(height // patch, width // patch, config.hidden_size, base, x.device).to(x.dtype)

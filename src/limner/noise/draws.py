@@ -42,7 +42,7 @@ def philox(counter: Sequence[Any], seed: int) -> tuple[np.ndarray, ...]:
 
 def normal(seed: int, shape: tuple[int, int, int], stream: int = START, step: int = 0) -> np.ndarray:
     """Unit normal noise (C, H, W), float32, by Box-Muller on two Philox words a pixel."""
-    if not 0 <= seed < 2**64:
+    if not isinstance(seed, int) or not 0 <= seed < 2**64:
         raise LimnerError(f"seed {seed} must be a whole number from 0 to 2^64 - 1")
     channels, height, width = shape
     x = np.arange(width, dtype=np.uint64)

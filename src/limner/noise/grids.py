@@ -39,7 +39,12 @@ def spaced(
         times = (np.arange(length, 0, -length / steps).round() - 1).tolist()
     else:
         raise unknown("timestep spacing", spacing, ["linspace", "leading", "trailing"])
-    return [float(t) for t in times[:steps]]
+    times = [float(t) for t in times[:steps]]
+    if max(times) > length - 1 or len(set(times)) < steps:
+        raise LimnerError(
+            f"{steps} steps with {spacing} spacing do not fit a table of {length} levels; take fewer steps"
+        )
+    return times
 
 
 def karras(steps: int, low: float, high: float) -> list[float]:

@@ -105,6 +105,8 @@ class Flow:
     kappa = 1
 
     def level(self, t: float) -> Level:
+        if not 0 <= t <= 1000:
+            raise LimnerError(f"time {t} is outside the flow path's 0..1000")
         return Level(float(t), 1.0 - t / 1000.0, t / 1000.0)
 
     def level_at(self, rho: float) -> Level:
