@@ -1,4 +1,4 @@
-"""Seconds per picture of the shipped model, alone and in batches, and what guidance and text caching cost.
+"""Seconds per picture of the shipped model, alone and in batches, with and without guidance.
 
 python benchmarks/sample.py
 """

@@ -4,7 +4,8 @@
 
 Forward, backward and AdamW at batch 64 on random pictures and text, the models in turn within one process, so that
 a machine whose speed drifts slows both. The sizes differ a little, so GFLOP/s are compared besides images/s; the
-machine's peak is that of a plain matrix product measured between the rounds.
+machine's peak is that of a plain matrix product measured between the rounds. The FLOPs of attention's own products
+are not counted, for either model: they are the same.
 """
 
 import statistics

@@ -73,6 +73,13 @@ def test_a_sheet_and_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["generate", "two " * 40], "over the text encoder's budget"),
         (["generate", "a two", "--output", "x.txt"], "cannot tell the kind of picture from 'x.txt'"),
         (["generate", "a two", "--output", "/proc/x/y.png", "--steps", "1"], "/proc/x"),
+        (["generate", "a two", "--output", "x.psd"], "cannot tell the kind of picture from 'x.psd'"),
+        (["generate", "a two", "--output", ""], "--output is empty"),
+        (["generate", "a two", "--width", "4000000"], "over the largest that is painted"),
+        (["generate", "a two", "--shift", "0"], "shift 0: only flow models have a shift, and it must be more than 0"),
+        (["generate", "a two", "--eta", "0.5"], "the sampler euler draws no noise"),
+        (["generate", "a two", "--rng", "torch", "--seed", str(2**64)], "must be a whole number from 0 to 2^64 - 1"),
+        (["generate", "a two", "--guidance-interval", "2", "1"], "guidance between 2 and 1 is nowhere"),
         (["generate", "a two", "--stepz", "3"], "--steps"),
         (["generate", "a two", "--steps", "many"], "many"),
         (["train", "mnist-txt"], "unknown recipe 'mnist-txt'; did you mean 'mnist-text'"),
@@ -85,6 +92,32 @@ def test_a_sheet_and_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 )
 def test_bad_input(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     assert message in refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("[]", "holds a list; expected an object"),
+        ('{"_class_name": "DDIMScheduler", "beta_end": "x"}', "beta_end must be a number, not 'x'"),
+        ('{"_class_name": "DDIMScheduler", "num_train_timesteps": null}', "num_train_timesteps must be a number"),
+        (
+            '{"_class_name": "UniPCMultistepScheduler", "solver_order": 3}',
+            "solver_order 3 is not supported",
+        ),
+        (
+            '{"_class_name": "UniPCMultistepScheduler", "final_sigmas_type": "sigma_min"}',
+            "final_sigmas_type 'sigma_min'",
+        ),
+        ('{"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": true}', "give a shift"),
+        ('{"_class_name": "DDPMScheduler", "variance_type": "fixed_large"}', "variance_type 'fixed_large'"),
+        ('{"_class_name": "PNDMScheduler"}', "unknown scheduler 'PNDMScheduler'"),
+    ],
+)
+def test_schedulers_that_are_not_understood_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, config: str, message: str
+) -> None:
+    (tmp_path / "s.json").write_text(config)
+    assert message in refused(capsys, "inspect", "schedule", str(tmp_path / "s.json"))
 
 
 def test_help_needs_no_torch() -> None:

@@ -440,7 +440,11 @@ def test_plan_overrides() -> None:
 def test_plan_eta(sampler: str, eta: float) -> None:
     made = plan(DDIM, 4, sampler=sampler)
     assert (made.sampler, made.eta) == (sampler, eta)
-    assert plan(DDIM, 4, sampler=sampler, eta=0.25).eta == 0.25
+    if sampler in ("euler", "heun"):
+        with pytest.raises(LimnerError, match=f"the sampler {sampler} draws no noise"):
+            plan(DDIM, 4, sampler=sampler, eta=0.25)
+    else:
+        assert plan(DDIM, 4, sampler=sampler, eta=0.25).eta == 0.25
 
 
 def test_plan_reads_the_stochastic_solver() -> None:

@@ -1,8 +1,11 @@
 """The trainer: what it computes, that a resumed run is the run it resumes, and what it says to bad input."""
 
+import io
 import math
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +21,7 @@ from limner.noise import paths
 from limner.pipeline import Pipeline
 from limner.train import checkpoint
 from limner.train.loop import Stopped, Trainer, generator_of, learning_rate, update_average
-from limner.train.loss import DiffusionLoss, Words, check_finite
+from limner.train.loss import DiffusionLoss, Words
 from limner.train.recipe import Recipe, TextEncoder, Transformer, load_recipe, recipe_names
 from limner.train.setup import Reader, make_pipeline
 from limner.weights.file import read_tensors
@@ -157,6 +160,8 @@ def test_draws_are_keyed_by_seed_step_and_rank() -> None:
 
 def test_dropout_one_hides_every_caption(recipe: Recipe) -> None:
     run = trainer(replace(recipe, dropout=1.0))
+    for p in run.trained.parameters():
+        torch.nn.init.normal_(p, std=0.2)
     batch = next(run.batches())
     told = run.loss(batch)
     torch.testing.assert_close(run.loss(batch | {"captions": ["a blue picture"] * 8}), told)
@@ -267,10 +272,20 @@ def test_full_disk_leaves_the_last_checkpoint_whole(recipe: Recipe, monkeypatch:
 def test_nan_is_named(recipe: Recipe) -> None:
     run = trainer(recipe)
     run.trained.denoiser.blocks[1].mlp_in.weight.data[0, 0] = math.nan  # type: ignore[union-attr, index]
-    with pytest.raises(LimnerError, match=r"loss is nan at step 0.*denoiser\.blocks\.1\.mlp_in\.weight"):
+    with pytest.raises(LimnerError, match=r"loss is nan .* at step 0; .* of denoiser\.blocks\.1\.mlp_in\.weight"):
         run.run()
-    with pytest.raises(LimnerError, match="the weights are finite, so it arose in this step"):
-        check_finite(torch.tensor(math.inf), torch.nn.Linear(1, 1), 7)
+
+
+def test_a_gradient_that_is_not_a_number_moves_nothing(recipe: Recipe) -> None:
+    """A finite loss with a NaN gradient: clipping would spread it to every weight and every average."""
+    run = trainer(recipe)
+    before = {name: tensor.clone() for name, tensor in run.trained.state_dict().items()}
+    run.trained.denoiser.patch_out.bias.register_hook(lambda grad: grad * math.nan)
+    with pytest.raises(LimnerError, match=r"loss is \d.* gradients of denoiser\.patch_out\.bias"):
+        run.run()
+    for module in (run.trained, run.average):
+        assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert not list(Path(recipe.output).glob("checkpoint-*"))
 
 
 def test_resume_errors(recipe: Recipe) -> None:
@@ -279,6 +294,8 @@ def test_resume_errors(recipe: Recipe) -> None:
     trainer(recipe).run()
     with pytest.raises(LimnerError, match="already holds a run"):
         trainer(recipe)
+    with pytest.raises(LimnerError, match=r"holds checkpoint-6, newer than .*checkpoint-3"):
+        trainer(recipe, f"{recipe.output}/checkpoint-3")
     wider = replace(recipe, model=Transformer(4, 64, 2, 2))
     with pytest.raises(LimnerError, match=r"another recipe:\n  denoiser\.patch_in\.weight is \(32, 48\) in the file"):
         trainer(wider, "latest")
@@ -286,6 +303,83 @@ def test_resume_errors(recipe: Recipe) -> None:
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(LimnerError, match="not a whole safetensors file"):
         trainer(recipe, "latest")
+
+
+def test_resume_keeps_the_tokenizer_and_says_what_changed(recipe: Recipe, tmp_path: Path) -> None:
+    first = trainer(recipe)
+    first.run()
+    for text in (tmp_path / "pictures").glob("*.txt"):
+        text.write_text(text.read_text().replace("a ", "one "))
+    console = Console(record=True, width=300, file=io.StringIO())
+    again = Trainer(replace(recipe, steps=8, lr=5e-4), "latest", console)
+    assert "at step 6, changed: steps 6 -> 8; lr 0.001 -> 0.0005" in console.export_text()
+    assert first.pipeline.tokenizer is not None and again.pipeline.tokenizer is not None
+    assert again.pipeline.tokenizer.pieces("a red picture") == first.pipeline.tokenizer.pieces("a red picture")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, not 0"),
+        ({"log_every": 0}, "log_every must be at least 1"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"dropout": 2.0}, "dropout must be from 0 to 1, not 2"),
+        ({"ema": -0.1}, "ema must be from 0 to 1"),
+        ({"lr": -1.0}, "lr must be more than 0"),
+        ({"lr": math.nan}, "lr must be more than 0"),
+        ({"clip": 0.0}, "clip must be more than 0"),
+        ({"model": Transformer(num_heads=0)}, "num_heads must be at least 1"),
+        ({"text": TextEncoder(layers=0)}, "layers must be at least 1"),
+    ],
+)
+def test_recipe_numbers(recipe: Recipe, change: dict, message: str) -> None:
+    with pytest.raises(LimnerError, match=message):
+        replace(recipe, **change)
+
+
+def test_zero_means_only_at_the_end(recipe: Recipe) -> None:
+    trainer(replace(recipe, save_every=0, sample_every=0)).run()
+    assert [p.name for p in Path(recipe.output).glob("checkpoint-*")] == ["checkpoint-6"]
+
+
+def test_a_name_that_only_looks_like_a_checkpoint_is_left_alone(recipe: Recipe) -> None:
+    kept = Path(recipe.output) / "checkpoint-1-best"
+    kept.mkdir(parents=True)
+    trainer(replace(recipe, keep=1)).run()
+    assert kept.is_dir()
+
+
+def test_data_workers_give_the_same_run_and_the_same_errors(recipe: Recipe, tmp_path: Path) -> None:
+    trainer(recipe).run()
+    trainer(replace(recipe, workers=1, output=recipe.output + "-workers")).run()
+    assert_equal(tensors(recipe.output, 6), tensors(recipe.output + "-workers", 6))
+    for picture in (tmp_path / "pictures").glob("*.png"):
+        picture.write_bytes(b"not a picture")
+    with pytest.raises(LimnerError, match=r"^24 pictures in a row cannot be read"):
+        trainer(replace(recipe, workers=1, output=recipe.output + "-broken")).run()
+
+
+def test_two_processes_make_one_run(recipe: Recipe) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
+    command += ["-m", "limner", "train", "mnist-text", "--data.path", str(recipe.data.path), "--output", recipe.output]
+    command += [
+        "--size",
+        "8",
+        "--channels",
+        "3",
+        "--steps",
+        "3",
+        "--batch-size",
+        "8",
+        "--no-compile",
+        "--log-every",
+        "1",
+    ]
+    command += ["--model.hidden-size", "32", "--model.num-heads", "2", "--sample-prompts", "a red picture"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("paint with it") == 1 and done.stderr.count("step 3 ") == 1
+    assert [p.name for p in Path(recipe.output).glob("checkpoint-*")] == ["checkpoint-3"]
 
 
 def test_data_errors_before_the_first_step(recipe: Recipe, tmp_path: Path) -> None:

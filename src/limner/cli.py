@@ -3,6 +3,7 @@
 Nothing heavy is imported before the arguments are known to be good.
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -47,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments[0] not in COMMANDS:
             raise unknown("command", arguments[0], COMMANDS)
         COMMANDS[arguments[0]](arguments[1:])
-    except (LimnerError, OSError) as error:
-        print(f"limner: {error}", file=sys.stderr)
+    except (LimnerError, OSError, MemoryError) as error:
+        print(f"limner: {error or 'out of memory'}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stopped:
         print(f"limner: {stopped or 'stopped'}", file=sys.stderr)
@@ -107,6 +108,8 @@ def generate(arguments: list[str]) -> None:
     from limner.pipeline import Pipeline
 
     prompts = list(args.prompt) or [""]
+    if not args.output:
+        raise LimnerError("--output is empty; give a file such as out.png, or a folder ending in /")
     folder = args.output.endswith("/") or Path(args.output).is_dir()
     if not folder:
         suffix_kind(Path(args.output))  # a bad name is told before the painting, not after
@@ -201,6 +204,8 @@ def train(arguments: list[str]) -> None:
         Arguments, args=arguments[1:], default=Arguments(recipe), prog=f"limner train {arguments[0]}", description=told
     )
     try:
+        import datasets  # noqa: F401
+
         from limner.train.loop import Stopped
         from limner.train.loop import train as run
     except ImportError as error:
@@ -209,7 +214,8 @@ def train(arguments: list[str]) -> None:
         run(args.recipe, args.resume)
     except Stopped as stopped:
         raise KeyboardInterrupt(str(stopped)) from stopped
-    print(f"{args.recipe.output}  paint with it: limner generate PROMPT --model {args.recipe.output}")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{args.recipe.output}  paint with it: limner generate PROMPT --model {args.recipe.output}")
 
 
 def _list_recipes() -> None:
@@ -229,8 +235,11 @@ def inspect(arguments: list[str]) -> None:
     topics: dict[str, Callable[[list[str]], None]] = {
         "model": inspect_model, "schedule": inspect_schedule, "tokens": inspect_tokens,
     }  # fmt: skip
-    if not arguments or arguments[0] not in topics:
-        raise unknown("inspect topic", arguments[0] if arguments else "", topics)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(OVERVIEW)
+        return
+    if arguments[0] not in topics:
+        raise unknown("inspect topic", arguments[0], topics)
     topics[arguments[0]](arguments[1:])
 
 
@@ -282,7 +291,13 @@ def inspect_schedule(arguments: list[str]) -> None:
     from limner.settings import Settings
 
     if args.path and args.path.endswith(".json"):
-        made = plan(read_json(Path(args.path)), args.steps or 20, args.sampler, args.schedule, shift=args.shift)
+        made = plan(
+            read_json(Path(args.path)),
+            20 if args.steps is None else args.steps,
+            args.sampler,
+            args.schedule,
+            shift=args.shift,
+        )
     else:
         wanted = Settings(steps=args.steps, sampler=args.sampler, schedule=args.schedule, shift=args.shift)
         made, _ = _open(args.path).resolve(wanted)

@@ -75,6 +75,8 @@ def cfg(both: Denoiser, scale: float, rescale: float = 0.0) -> Denoise:
 def interval(guided: Denoise, plain: Denoise, low: float, high: float) -> Denoise:
     """Guidance only where low < sigma/alpha <= high; elsewhere the plain conditional denoiser
     (Kynkaanniemi et al. 2024)."""
+    if not low < high:
+        raise LimnerError(f"guidance between {low:g} and {high:g} is nowhere: give the lower ratio first")
 
     def chosen(x: Tensor, level: Level) -> Tensor:
         return guided(x, level) if low < level.rho <= high else plain(x, level)

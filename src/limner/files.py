@@ -22,14 +22,17 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file."""
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise LimnerError(f"no file {path}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise LimnerError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise LimnerError(f"{path} holds a {type(content).__name__}; expected an object of names and values")
+    return content
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -61,7 +61,7 @@ def _wrap(text: str, width: int) -> str:
 def suffix_kind(path: Path) -> str:
     """Pillow's name of the kind of picture that the file name asks for."""
     kind = Image.registered_extensions().get(path.suffix.lower())
-    if kind is None:
+    if kind is None or kind not in Image.SAVE:
         raise LimnerError(f"cannot tell the kind of picture from {path.name!r}; end it in .png, .jpg or .webp")
     return kind
 

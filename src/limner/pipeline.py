@@ -1,5 +1,6 @@
 """Pipeline: words in, pictures out. One folder on disk, laid out as Hugging Face lays out its pipelines."""
 
+import re
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -26,6 +27,7 @@ from limner.weights.load import load
 
 EMBEDDED = Path(__file__).parent / "embedded"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+LARGEST = 2**26
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -182,6 +184,8 @@ class Pipeline:
         config = self.denoiser.config
         width, height = (config.sample_size if s is None else s for s in (settings.width, settings.height))
         patch = config.patch_size
+        if width * height > LARGEST:
+            raise LimnerError(f"a picture of {width}x{height} is over the largest that is painted, {LARGEST} pixels")
         for name, side in (("width", width), ("height", height)):
             if side < patch or side % patch:
                 near = max(patch, round(side / patch) * patch)
@@ -264,13 +268,13 @@ def find_model(source: str | Path | None) -> Path:
         return folder
     if not folder.exists():
         raise LimnerError(f"no model at {folder}: give a model folder or a training run, or leave --model out")
-    newest = newest_checkpoint(folder)
-    if newest is None:
+    found = checkpoints(folder)
+    if not found:
         raise LimnerError(f"{folder} is not a model: it holds neither model_index.json nor a checkpoint-<step> folder")
-    return newest
+    return found[-1][1]
 
 
-def newest_checkpoint(run: Path) -> Path | None:
-    """The checkpoint-<step> folder of a training run with the highest step."""
-    steps = {int(p.name.split("-")[1]): p for p in run.glob("checkpoint-*") if p.name.split("-")[1].isdigit()}
-    return steps[max(steps)] if steps else None
+def checkpoints(run: Path) -> list[tuple[int, Path]]:
+    """The (step, folder) of every checkpoint-<step> folder of a training run, the newest last."""
+    named = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in run.glob("checkpoint-*"))
+    return sorted((int(match[1]), path) for match, path in named if match)

@@ -1,1 +1,1 @@
-"""Pictures with captions: `captions` (what is said), `sources` (pictures read), `world` (pictures drawn)."""
+"""Pictures with captions: `captions` (what is said), `sources` (pictures read), `batches` (tensors, by step)."""

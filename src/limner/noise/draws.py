@@ -40,15 +40,20 @@ def philox(counter: Sequence[Any], seed: int) -> tuple[np.ndarray, ...]:
     return c0, c1, c2, c3
 
 
-def normal(seed: int, shape: tuple[int, int, int], stream: int = START, step: int = 0) -> np.ndarray:
-    """Unit normal noise (C, H, W), float32, by Box-Muller on two Philox words a pixel."""
+def check_seed(seed: int) -> int:
+    """The seed, if it is one."""
     if not isinstance(seed, int) or not 0 <= seed < 2**64:
         raise LimnerError(f"seed {seed} must be a whole number from 0 to 2^64 - 1")
+    return seed
+
+
+def normal(seed: int, shape: tuple[int, int, int], stream: int = START, step: int = 0) -> np.ndarray:
+    """Unit normal noise (C, H, W), float32, by Box-Muller on two Philox words a pixel."""
     channels, height, width = shape
     x = np.arange(width, dtype=np.uint64)
     y = np.arange(height, dtype=np.uint64)[:, None]
     channel = np.arange(channels, dtype=np.uint64)[:, None, None]
-    w0, w1, _, _ = philox((x, y, channel + np.uint64(stream << 16), np.uint64(step)), seed)
+    w0, w1, _, _ = philox((x, y, channel + np.uint64(stream << 16), np.uint64(step)), check_seed(seed))
     radius = np.sqrt(-2.0 * np.log((w0.astype(np.float64) + 0.5) / 2**32))
     return (radius * np.cos(2 * np.pi / 2**32 * w1.astype(np.float64))).astype(np.float32)
 
@@ -57,7 +62,7 @@ class Keyed:
     """Noise for a batch of pictures, one seed each; call with a step for fresh noise, `start()` for the first x."""
 
     def __init__(self, seeds: Sequence[int], shape: tuple[int, int, int], device: torch.device | str = "cpu") -> None:
-        self.seeds, self.shape, self.device = list(seeds), shape, device
+        self.seeds, self.shape, self.device = [check_seed(seed) for seed in seeds], shape, device
 
     def _draw(self, stream: int, step: int) -> Tensor:
         noise = np.stack([normal(seed, self.shape, stream, step) for seed in self.seeds])
@@ -76,7 +81,7 @@ class TorchDraws:
     """diffusers' noise: one CPU generator for the whole batch, drawn from in order (`rng="torch"`)."""
 
     def __init__(self, seed: int, shape: tuple[int, int, int, int], device: torch.device | str = "cpu") -> None:
-        self.generator, self.shape, self.device = torch.Generator().manual_seed(seed), shape, device
+        self.generator, self.shape, self.device = torch.Generator().manual_seed(check_seed(seed)), shape, device
 
     def start(self) -> Tensor:
         """Unit noise (B, C, H, W), float32: the generator's first draw."""

@@ -131,6 +131,22 @@ CLASS_OF = {preset.sampler: name for name, preset in reversed(PRESETS.items())} 
 # AUTOMATIC1111's spellings.
 ALIASES = {"euler a": "euler_a", "dpm++ 2m": "dpmpp_2m", "dpm++ 2m sde": "dpmpp_2m_sde"}
 SCHEDULES = ("karras", "exponential", "normal")
+# Options of diffusers' schedulers that change the numbers, and the values that are understood; others are refused.
+UNDERSTOOD: dict[str, tuple[Any, ...]] = {
+    "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
+    "interpolation_type": ("linear",),
+    "invert_sigmas": (False,),
+    "predict_x0": (True,),
+    "shift_terminal": (None,),
+    "solver_order": (2,),
+    "solver_type": ("midpoint", "bh2"),
+    "stochastic_sampling": (False,),
+    "thresholding": (False,),
+    "timestep_type": ("discrete",),
+    "use_beta_sigmas": (False,),
+    "use_lu_lambdas": (False,),
+    "variance_type": (None, "fixed_small", "fixed_small_log"),
+}
 PREDICTS = {"epsilon": "eps", "sample": "sample", "v_prediction": "v", "flow_prediction": "flow"}
 
 
@@ -163,20 +179,50 @@ def plan(
     name = name if sampler is None or is_flow else CLASS_OF[sampler]
     if name not in PRESETS:
         raise unknown("scheduler", name, PRESETS)
+    if name == config.get("_class_name"):
+        _check_understood(config, PRESETS[name], shift)
     if schedule is not None and schedule not in SCHEDULES:
         raise unknown("schedule", schedule, SCHEDULES)
     preset = PRESETS[name]
     if config.get("algorithm_type") == "sde-dpmsolver++" and sampler is None:
         preset = preset._replace(sampler="dpmpp_2m_sde")
     sampler = sampler or preset.sampler
+    if eta is not None and sampler in ("euler", "heun", "unipc"):
+        raise LimnerError(f"the sampler {sampler} draws no noise, so eta has no meaning; try ddim with eta {eta:g}")
+    if shift is not None and not (is_flow and shift > 0):
+        raise LimnerError(f"shift {shift:g}: only flow models have a shift, and it must be more than 0")
     eta = eta if eta is not None else float(sampler in ("ddpm", "euler_a", "dpmpp_2m_sde"))
-    grid_of = _flow_grid if is_flow else _table_grid
-    path, grid, start = grid_of(config, preset, steps, schedule or _schedule_of(config), shift)
+    schedule = schedule or _schedule_of(config)
+    path: Path
+    if is_flow:
+        path, grid, start = _flow_grid(config, preset, steps, schedule, shift)
+    else:
+        path, grid, start = _table_grid(config, preset, steps, schedule)
     predicts = "flow" if is_flow else PREDICTS.get(str(config.get("prediction_type", "epsilon")))
     if predicts is None:
         raise unknown("prediction_type", str(config["prediction_type"]), PREDICTS)
-    clip = float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample", preset.clip) else None
+    clip = float(number(config, "clip_sample_range", 1.0)) if config.get("clip_sample", preset.clip) else None
     return Plan(path, predicts, grid, sampler, eta, start, clip)
+
+
+def _check_understood(config: Mapping[str, Any], preset: Preset, shift: float | None) -> None:
+    """Raises LimnerError for an option whose value would change the picture and is not understood."""
+    for name, values in UNDERSTOOD.items():
+        if name in config and config[name] not in values:
+            known = ", ".join(map(str, values))
+            raise LimnerError(f"the scheduler's {name} {config[name]!r} is not supported; supported: {known}")
+    if preset.endpoint is False and config.get("final_sigmas_type", "zero") != "zero":
+        raise LimnerError("final_sigmas_type 'sigma_min' is not supported for multistep solvers; use 'zero'")
+    if config.get("use_dynamic_shifting") and shift is None:
+        raise LimnerError("the scheduler's shift depends on the picture's size (use_dynamic_shifting): give a shift")
+
+
+def number(config: Mapping[str, Any], name: str, default: float) -> float:
+    """A number of a configuration."""
+    value = config.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise LimnerError(f"the scheduler's {name} must be a number, not {value!r}")
+    return value
 
 
 def _schedule_of(config: Mapping[str, Any]) -> str:
@@ -185,8 +231,8 @@ def _schedule_of(config: Mapping[str, Any]) -> str:
 
 def table_path(config: Mapping[str, Any], nudge: bool = False) -> Discrete:
     """The path that a scheduler configuration's betas describe."""
-    steps = int(config.get("num_train_timesteps", 1000))
-    start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
+    steps = int(number(config, "num_train_timesteps", 1000))
+    start, end = number(config, "beta_start", 1e-4), number(config, "beta_end", 0.02)
     makers = {
         "linear": lambda: linear(steps, start, end),
         "scaled_linear": lambda: scaled_linear(steps, start, end),
@@ -206,12 +252,10 @@ def table_path(config: Mapping[str, Any], nudge: bool = False) -> Discrete:
     return path
 
 
-def _table_grid(
-    config: Mapping[str, Any], preset: Preset, steps: int, schedule: str, shift: float | None
-) -> tuple[Path, Grid, float]:
+def _table_grid(config: Mapping[str, Any], preset: Preset, steps: int, schedule: str) -> tuple[Path, Grid, float]:
     path = table_path(config, preset.nudge or schedule != "normal")
     spacing = str(config.get("timestep_spacing", preset.spacing))
-    offset = int(config.get("steps_offset", 0))
+    offset = int(number(config, "steps_offset", 0))
     times = spaced(steps, spacing, length=path.steps, offset=offset, endpoint=preset.endpoint, integer=preset.integer)
     # Stable Diffusion's DDIM ends at alpha-bar_0 (`set_alpha_to_one: false`).
     ends_noisy = config.get("final_sigmas_type") == "sigma_min" or (
@@ -236,9 +280,9 @@ def _flow_grid(
 ) -> tuple[Path, Grid, float]:
     """FlowMatchEuler's sigmas; DPM-Solver++ and UniPC count theirs in their own ways and tell whole times."""
     path = Flow()
-    length = int(config.get("num_train_timesteps", 1000))
+    length = int(number(config, "num_train_timesteps", 1000))
     solver = preset.sampler in ("dpmpp_2m", "dpmpp_2m_sde", "unipc")
-    shift = shift if shift is not None else float(config.get("flow_shift" if solver else "shift", 1.0))
+    shift = shift if shift is not None else number(config, "flow_shift" if solver else "shift", 1.0)
     if preset.sampler in ("dpmpp_2m", "dpmpp_2m_sde"):
         even = 1.0 - np.linspace(1, 1 / length, steps + 1)
         sigmas = np.flip(shift * even / (1 + (shift - 1) * even))[:-1].tolist()

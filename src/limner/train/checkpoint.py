@@ -4,6 +4,7 @@ The averaged (EMA) weights are the model; `training/` holds the raw weights, the
 Times, noise, batches and captions are keyed by (seed, step), so there is no random state to keep.
 """
 
+import json
 import os
 import shutil
 from dataclasses import asdict
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from limner.errors import LimnerError
 from limner.files import read_json, write_json
-from limner.pipeline import Pipeline, newest_checkpoint
+from limner.pipeline import Pipeline, checkpoints
 from limner.train.recipe import Recipe
 from limner.weights.file import read_tensors, write_tensors
 from limner.weights.load import account
@@ -43,9 +44,8 @@ def save(
 
 def prune(run: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints (0 keeps all)."""
-    steps = sorted(int(p.name.split("-")[1]) for p in run.glob("checkpoint-*") if p.name.split("-")[1].isdigit())
-    for step in steps[:-keep] if keep else []:
-        shutil.rmtree(run / f"checkpoint-{step}")
+    for _, folder in checkpoints(run)[:-keep] if keep else []:
+        shutil.rmtree(folder)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, trained: nn.Module) -> dict[str, Tensor]:
@@ -58,14 +58,32 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, trained: nn.Module) -> d
     }
 
 
-def find(run: Path, resume: str) -> Path:
-    """The checkpoint to resume: "latest" in the run's folder, or the folder named."""
-    folder = newest_checkpoint(run) if resume == "latest" else Path(resume)
+def find(run: Path, resume: str | None) -> Path | None:
+    """The checkpoint to resume: "latest" in the run's folder, the folder named, or None to start anew.
+
+    Raises LimnerError where a new run would mix with one that is there, or an older checkpoint with newer ones.
+    """
+    newest = checkpoints(run)[-1][1] if checkpoints(run) else None
+    if resume is None:
+        if newest is not None:
+            raise LimnerError(f"{run} already holds a run: go on with --resume latest, or choose another --output")
+        return None
+    folder = newest if resume == "latest" else Path(resume)
     if folder is None or not (folder / "training/state.json").is_file():
         raise LimnerError(
             f"nothing to resume at {folder or run}: expected a checkpoint-<step> folder of a training run"
         )
+    if newest is not None and newest.resolve() != folder.resolve():
+        raise LimnerError(f"{run} holds {newest.name}, newer than {folder}: choose another --output, or remove it")
     return folder
+
+
+def changes(folder: Path, recipe: Recipe) -> str:
+    """What the recipe has other than the one the checkpoint was trained by, in words; empty where nothing."""
+    before = read_json(folder / "training/state.json")["recipe"]
+    now = json.loads(json.dumps(asdict(recipe)))
+    told = [f"{name} {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]
+    return f", changed: {'; '.join(told)}" if told else ""
 
 
 def restore(folder: Path, trained: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module) -> int:

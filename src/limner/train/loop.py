@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import signal
+import sysconfig
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from rich.console import Console
@@ -21,6 +23,7 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
 from limner.data.batches import Batches, BrokenCount
+from limner.data.captions import few
 from limner.data.sources import open_source
 from limner.errors import LimnerError
 from limner.picture import save as save_picture
@@ -54,7 +57,9 @@ def update_average(average: nn.Module, trained: nn.Module, step: int, decay: flo
 
 def generator_of(seed: int, step: int, rank: int) -> torch.Generator:
     """The draws of one step on one process: keyed, so that a resumed run draws what an uninterrupted one would."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + step) * 4096 + rank)
+    # torch's CPU generator looks at 32 bits of its seed only, so they are mixed first.
+    key = np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]
+    return torch.Generator().manual_seed(int(key))
 
 
 @contextmanager
@@ -84,8 +89,21 @@ def leave_ctrl_c(worker: int) -> None:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile can work here: on a CPU it calls a C++ compiler."""
-    return device.type != "cpu" or any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++")))
+    """Whether torch.compile can work here: it calls a C++ compiler and needs Python's headers."""
+    headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    return headers.is_file() and any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++")))
+
+
+def make_accelerator(precision: str) -> Accelerator:
+    """The accelerator for this launch; bf16 only where the device has it."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    has_bf16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported()
+    # torchrun without a GPU: Accelerate would take each process for a run of its own unless told to use the CPU.
+    return Accelerator(mixed_precision=precision if has_bf16 else "no", cpu=several and not torch.cuda.is_available())
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
 
 
 class Trainer:
@@ -94,31 +112,30 @@ class Trainer:
     def __init__(self, recipe: Recipe, resume: str | None = None, console: Console | None = None) -> None:
         self.recipe, self.output = recipe, Path(recipe.output)
         self.console = console or Console(stderr=True, highlight=False)
-        if resume is None and any(self.output.glob("checkpoint-*")):
-            raise LimnerError(
-                f"{self.output} already holds a run: go on with --resume latest, or choose another --output"
-            )
-        self.accelerator = Accelerator(mixed_precision=recipe.precision)
+        start = checkpoint.find(self.output, resume)
+        self.accelerator = make_accelerator(recipe.precision)
         self.device = self.accelerator.device
+        if recipe.precision != self.accelerator.mixed_precision:
+            self._say(f"this device has no {recipe.precision}: training in float32")
         self.pictures = open_source(recipe.data, captions=recipe.condition == "text")
-        pipeline = make_pipeline(recipe, self.pictures)
+        pipeline = make_pipeline(recipe, self.pictures, start)
         self.reader = self._reader(pipeline)
         trained = make_loss(recipe, pipeline)
         self.average = copy.deepcopy(trained).to(self.device).requires_grad_(False).eval()
-        self.pipeline = replace(pipeline, denoiser=self.average.denoiser)
-        if recipe.condition == "text" and self.average.text_encoder is not None:
-            self.pipeline.text_encoder = self.average.text_encoder
+        encoder = self.average.text_encoder or pipeline.text_encoder
+        self.pipeline = replace(pipeline, denoiser=self.average.denoiser, text_encoder=encoder)
+        self.prompts = list(recipe.sample_prompts) or self._prompts()
+        self.pipeline(self.prompts[:1], steps=1)  # what cannot be sampled is told now, not at the first sheet
         optimizer = torch.optim.AdamW(trained.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
         self.trained: DiffusionLoss = trained.to(self.device)
         self.step = 0
-        if resume is not None:
-            folder = checkpoint.find(self.output, resume)
-            self.step = checkpoint.restore(folder, self.trained, optimizer, self.average)
-            self._say(f"resumed {folder} at step {self.step}")
+        if start is not None:
+            self.step = checkpoint.restore(start, self.trained, optimizer, self.average)
+            self._say(f"resumed {start} at step {self.step}{checkpoint.changes(start, recipe)}")
         if recipe.compile and can_compile(self.device):
             self.trained.denoiser.compile()
         elif recipe.compile:
-            self._say("no C++ compiler was found, so the denoiser is not compiled: the same numbers, a little slower")
+            self._say("no C++ compiler with Python's headers was found: the denoiser is not compiled, and slower")
         self.model, self.optimizer = self.accelerator.prepare(self.trained, optimizer)
         self.broken = BrokenCount(len(self.pictures), recipe.data.max_broken)
 
@@ -139,15 +156,16 @@ class Trainer:
             accelerator.process_index, accelerator.num_processes,
         )  # fmt: skip
         steps = range(self.step, recipe.steps)
-        return iter(
-            DataLoader(
+        try:
+            yield from DataLoader(
                 batches,  # type: ignore[arg-type]
                 batch_size=None,
                 sampler=steps,
                 num_workers=recipe.workers,
                 worker_init_fn=leave_ctrl_c,
             )
-        )
+        except LimnerError as error:  # a worker's error arrives wrapped in its traceback
+            raise LimnerError(str(error).rsplit("LimnerError: ", 1)[-1].strip()) from None
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """The loss of each picture (B,), its condition dropped with the recipe's probability."""
@@ -169,9 +187,11 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, recipe)
         loss = self.loss(batch).mean()
-        check_finite(loss, self.trained, self.step)
         self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.clip)
+        weights = [p for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
+        check_finite(loss, norm, self.trained, self.step)
+        torch.nn.utils.clip_grads_with_norm_(weights, recipe.clip, norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         update_average(self.average, self.trained, self.step, recipe.ema)
@@ -179,53 +199,50 @@ class Trainer:
         return loss.detach()
 
     def run(self) -> Pipeline:
-        """Train to the last step. Raises Stopped after Ctrl-C, LimnerError on a loss that is not a number."""
+        """Train to the last step. Raises Stopped after Ctrl-C, LimnerError where a loss or gradient is not a number."""
         recipe, main = self.recipe, self.accelerator.is_main_process
         self._say(self._summary())
         if self.step >= recipe.steps:
             self._say(f"already at step {self.step} of {recipe.steps}: nothing to do")
             return self.pipeline
         self.model.train()
-        log = SummaryWriter(str(self.output / "logs")) if main else None
-        sums, count, since = torch.zeros((), device=self.device), 0, time.perf_counter()
-        with stop_after_step() as stop, self._progress() as bar:
-            task = bar.add_task("train", total=recipe.steps, completed=self.step, loss="", rate="")
+        losses: list[Tensor] = []
+        with stop_after_step() as stop, self._logs() as log, self._progress() as bar:
+            task = bar.add_task("train", total=recipe.steps, completed=self.step, told="")
+            seconds, since = 0.0, time.perf_counter()
             for batch in self.batches():
                 self.broken.add(batch)
-                sums += self.train_step(batch)
-                count += 1
-                last = self.step == recipe.steps or stop[0]
-                bar.update(task, completed=self.step)
-                if self.step % recipe.log_every == 0 or last:
-                    loss, seconds = float(sums) / count, time.perf_counter() - since
-                    rate = recipe.batch_size * count / seconds
-                    bar.update(task, loss=f"loss {loss:.4f}", rate=f"{rate:.0f} images/s")
-                    self._log(log, loss, rate, bar)
-                    sums.zero_()
-                    count = 0
-                if main and (self.step % recipe.save_every == 0 or last):
+                losses.append(self.train_step(batch))
+                seconds += time.perf_counter() - since
+                last = self._any(stop[0]) or self.step == recipe.steps
+                if last or self.step % recipe.log_every == 0:
+                    told = self._log(log, losses, seconds)
+                    bar.update(task, told=told)
+                    losses, seconds = [], 0.0
+                if main and (last or _due(self.step, recipe.save_every)):
                     checkpoint.save(self.output, self.step, self.pipeline, self.trained, self.optimizer, recipe)
-                if main and (self.step % recipe.sample_every == 0 or last):
+                if main and (last or _due(self.step, recipe.sample_every)):
                     self.sample()
-                if count == 0:
-                    since = time.perf_counter()
-                if stop[0]:
+                bar.update(task, completed=self.step)
+                if last:
                     break
-        if log is not None:
-            log.close()
+                since = time.perf_counter()
         if self.broken.names:
-            self._say(
-                f"{len(self.broken.names)} unreadable pictures were skipped: {', '.join(list(self.broken.names)[:5])}"
-            )
+            self._say(f"{len(self.broken.names)} unreadable pictures were skipped: {few(self.broken.names)}")
         if self.step < recipe.steps:
             raise Stopped(f"stopped after step {self.step}; go on with --resume latest --output {self.output}")
         return self.pipeline
 
+    def _any(self, flag: bool) -> bool:
+        """Whether the flag is set on any process, so that all stop after the same step."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.device)).item())
+
     def sample(self) -> None:
         """Paint a sheet with the averaged weights into output/samples; training is not touched by it."""
-        prompts = list(self.recipe.sample_prompts) or self._prompts()
-        pictures = self.pipeline(prompts, seed=0)
-        page = sheet(pictures, prompts, scale=max(1, 96 // pictures[0].width))
+        pictures = self.pipeline(self.prompts, seed=0)
+        page = sheet(pictures, self.prompts, scale=max(1, 96 // pictures[0].width))
         save_picture(page, self.output / "samples" / f"step-{self.step:07d}.png")
 
     def _prompts(self) -> list[str]:
@@ -236,25 +253,31 @@ class Trainer:
         captions = self.pictures.all_captions()
         return captions[:: max(1, len(captions) // 16)][:16]
 
-    def _log(self, log: SummaryWriter | None, loss: float, rate: float, bar: Progress) -> None:
-        if log is None:
+    @contextmanager
+    def _logs(self) -> Iterator[SummaryWriter | None]:
+        """TensorBoard's writer, on the main process; what a resumed run does again replaces what was there."""
+        if not self.accelerator.is_main_process:
+            yield None
             return
-        log.add_scalar("loss", loss, self.step)
-        log.add_scalar("images_per_second", rate, self.step)
-        log.add_scalar("learning_rate", learning_rate(self.step - 1, self.recipe), self.step)
-        if not self.console.is_terminal:
-            bar.console.print(f"step {self.step}  loss {loss:.4f}  {rate:.0f} images/s")
+        with SummaryWriter(str(self.output / "logs"), purge_step=self.step + 1) as log:
+            yield log
+
+    def _log(self, log: SummaryWriter | None, losses: list[Tensor], seconds: float) -> str:
+        """Write the mean loss over all processes and the pictures per second; returns both in words."""
+        loss = float(self.accelerator.reduce(torch.stack(losses).mean(), reduction="mean"))
+        rate = self.recipe.batch_size * len(losses) / seconds
+        told = f"loss {loss:.4f}  {rate:.0f} images/s"
+        if log is not None:
+            log.add_scalar("loss", loss, self.step)
+            log.add_scalar("images_per_second", rate, self.step)
+            log.add_scalar("learning_rate", learning_rate(self.step - 1, self.recipe), self.step)
+            if not self.console.is_terminal:
+                self.console.print(f"step {self.step}  {told}")
+        return told
 
     def _progress(self) -> Progress:
-        columns = (
-            "{task.description}",
-            BarColumn(),
-            MofNCompleteColumn(),
-            "{task.fields[loss]}",
-            "{task.fields[rate]}",
-        )
         shown = self.console.is_terminal and self.accelerator.is_main_process
-        parts = [TextColumn(c) if isinstance(c, str) else c for c in columns]
+        parts = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
         return Progress(*parts, TimeRemainingColumn(), console=self.console, disable=not shown)
 
     def _summary(self) -> str:

@@ -53,13 +53,20 @@ class DiffusionLoss(nn.Module):
         return (output.float() - target).square().mean(dim=(1, 2, 3))
 
 
-def check_finite(loss: Tensor, module: nn.Module, step: int) -> None:
-    """Raises LimnerError on a loss that is not a number, naming the first tensor that is not."""
-    if bool(torch.isfinite(loss).all()):
+def check_finite(loss: Tensor, norm: Tensor, module: nn.Module, step: int) -> None:
+    """Raises LimnerError where the gradient's norm is not a number, naming the first tensor that is not.
+
+    A loss that is not a number makes the norm one; so one look at the norm, before the optimiser moves, is enough.
+    """
+    if bool(torch.isfinite(norm)):
         return
-    guilty = next((name for name, p in module.named_parameters() if not bool(torch.isfinite(p).all())), None)
-    where = f"the weights {guilty} are not finite" if guilty else "the weights are finite, so it arose in this step"
+
+    def first(kind: str) -> str | None:
+        tensors = ((n, p if kind == "weights" else p.grad) for n, p in module.named_parameters())
+        return next((n for n, t in tensors if t is not None and not bool(torch.isfinite(t).all())), None)
+
+    guilty = next((f"the {kind} of {first(kind)}" for kind in ("weights", "gradients") if first(kind)), "nothing else")
     raise LimnerError(
-        f"the loss is {loss.detach().mean().item()} at step {step}: {where}. Resume from the last checkpoint with a "
-        f"lower --lr, a smaller --clip or without mixed precision"
+        f"the loss is {loss.detach().item():.4g} and the gradient's norm {norm.item()} at step {step}; not finite: "
+        f"{guilty}. Resume from the last checkpoint with a lower --lr, a smaller --clip or without mixed precision"
     )

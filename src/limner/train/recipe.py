@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from limner.data.sources import Source
-from limner.errors import unknown
+from limner.errors import LimnerError, unknown
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,9 @@ class Recipe:
     """Processes that decode pictures ahead."""
     log_every: int = 50
     save_every: int = 1000
+    """Steps between checkpoints; 0: only at the end."""
     sample_every: int = 1000
+    """Steps between sample sheets; 0: only at the end."""
     keep: int = 2
     """Checkpoints kept, the newest; 0 keeps all."""
     sample_prompts: tuple[str, ...] = ()
@@ -86,6 +88,23 @@ class Recipe:
     """Guidance of the sample sheets, and the default of the finished model."""
     sample_steps: int = 20
     """Sampling steps of the sheets, and the default of the finished model."""
+
+    def __post_init__(self) -> None:
+        least = {"size": 1, "steps": 1, "batch_size": 1, "log_every": 1, "sample_steps": 1, "seed": 0, "warmup": 0,
+                 "workers": 0, "save_every": 0, "sample_every": 0, "keep": 0, "weight_decay": 0}  # fmt: skip
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise LimnerError(f"{name} must be at least {low}, not {getattr(self, name)}")
+        for name in ("dropout", "ema"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise LimnerError(f"{name} must be from 0 to 1, not {getattr(self, name)}")
+        for name in ("lr", "clip"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise LimnerError(f"{name} must be more than 0, not {getattr(self, name)}")
+        parts = (*vars(self.model).items(), *vars(self.text).items())
+        for name, value in parts:
+            if isinstance(value, int) and value < 1:
+                raise LimnerError(f"{name} must be at least 1, not {value}")
 
 
 def recipe_names() -> list[str]:

@@ -62,17 +62,21 @@ class Reader:
             self.states.update({caption: hidden[i][mask[i]] for i, caption in enumerate(some)})
 
 
-def make_text(recipe: Recipe, pictures: Pictures) -> tuple[Tokenizer, CLIPTextModel]:
-    """The tokenizer and text encoder: CLIP's from a folder, or both made from nothing for these captions."""
+def make_text(recipe: Recipe, pictures: Pictures, start: Path | None) -> tuple[Tokenizer, CLIPTextModel]:
+    """The tokenizer and text encoder: CLIP's from a folder, or both made from nothing for these captions.
+
+    A resumed run keeps the tokenizer of its checkpoint: the same words must keep their ids.
+    """
     text = recipe.text
     if text.pretrained is not None:
         root = Path(text.pretrained)
         config = CLIPTextConfig.from_dict(read_json(_part(root, "text_encoder") / "config.json"))
         encoder = load(lambda: CLIPTextModel(config), _part(root, "text_encoder") / "model.safetensors")
         return Tokenizer.from_pretrained(_part(root, "tokenizer")), encoder
-    captions = pictures.all_captions()
-    tokenizer = Tokenizer.train(captions, vocab_size=text.vocab_size, length=text.length)
-    tokenizer.encode(captions)  # a caption over the budget is an error now, not at step 10,000
+    if start is not None:
+        tokenizer = Tokenizer.from_pretrained(start / "tokenizer")
+    else:
+        tokenizer = Tokenizer.train(pictures.all_captions(), vocab_size=text.vocab_size, length=text.length)
     config = CLIPTextConfig(
         vocab_size=tokenizer.vocab_size,
         hidden_size=text.hidden_size,
@@ -89,15 +93,18 @@ def _part(root: Path, name: str) -> Path:
     return root / name if (root / name).is_dir() else root
 
 
-def make_pipeline(recipe: Recipe, pictures: Pictures) -> Pipeline:
-    """The untrained model of a recipe. The same seed gives the same weights."""
+def make_pipeline(recipe: Recipe, pictures: Pictures, start: Path | None = None) -> Pipeline:
+    """The untrained model of a recipe. The same seed gives the same weights; `start` is the checkpoint to resume."""
     torch.manual_seed(recipe.seed)
     tokenizer = encoder = None
     names = list(pictures.label_names or ()) if recipe.condition == "class" else []
     if recipe.condition == "class" and not names:
         raise LimnerError(f"{pictures.where} has no classes; use --condition text or none")
+    if names:
+        _check_classes(pictures, names, start)
     if recipe.condition == "text":
-        tokenizer, encoder = make_text(recipe, pictures)
+        tokenizer, encoder = make_text(recipe, pictures, start)
+        tokenizer.encode(pictures.all_captions())  # a caption over the budget is an error now, not at step 10,000
     model = recipe.model
     denoiser = DiT(
         DiTConfig(
@@ -120,6 +127,15 @@ def make_pipeline(recipe: Recipe, pictures: Pictures) -> Pipeline:
     if recipe.condition != "none":
         defaults["guidance_scale"] = recipe.guidance_scale
     return Pipeline(denoiser, scheduler, tokenizer, encoder, names, defaults, Path(recipe.output).name)
+
+
+def _check_classes(pictures: Pictures, names: list[str], start: Path | None) -> None:
+    bad = next((row for row, label in enumerate(pictures.labels or ()) if not 0 <= label < len(names)), None)
+    if bad is not None:
+        raise LimnerError(f"{pictures.name(bad)} has no class; expected one of {', '.join(names)}")
+    before = read_json(start / "model_index.json").get("class_names") if start is not None else names
+    if before != names:
+        raise LimnerError(f"{start} was trained on the classes {before}, the data has {names}")
 
 
 def make_loss(recipe: Recipe, pipeline: Pipeline) -> DiffusionLoss:
