@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -410,7 +411,8 @@ def test_shipped_recipes(shared_data: Path) -> None:
     sizes = {}
     for name in recipe_names():
         recipe, told = load_recipe(name)
-        assert "loss" in told and "images/s" in told, f"{name} does not say what it gave"
+        gave = re.search(r"[\d,]+ (?:of [\d,]+ )?steps of \d+|[\d,]+ of [\d,]+ steps", told) and "images/s" in told
+        assert gave and re.search(r"\d\.\d{4} at", told), f"{name} does not say what it gave"
         from limner.data.sources import open_source
 
         data = replace(recipe.data, path=str(shared_data / name.split("-")[0]))
