@@ -1,6 +1,6 @@
 """Handwritten digits by class, with classifier-free guidance: a tenth of the labels is dropped.
 
-Run here only in part, on two CPU cores (Xeon, 2.5 GHz): 300 of 4,000 steps of 64, 1.9 M parameters, 202 to 246 images/s.
+Run here in part, on two CPU cores (Xeon, 2.5 GHz): 300 of 4,000 steps of 64, 1.9 M parameters, 202 to 246 images/s.
 Mean loss over 50 steps: 1.5794 at step 50, 0.4410 at 150, 0.3529 at 300.
 """
 

@@ -1,6 +1,6 @@
 """Handwritten digits from noise alone by a deeper transformer over smaller patches.
 
-Run here only in part, on two CPU cores (Xeon, 2.5 GHz): 150 of 6,000 steps of 64, 4.2 M parameters, 121 to 136 images/s.
+Run here in part, on two CPU cores (Xeon, 2.5 GHz): 150 of 6,000 steps of 64, 4.2 M parameters, 121 to 136 images/s.
 Mean loss over 50 steps: 1.6195 at step 50, 1.0284 at 100, 0.4713 at 150.
 """
 
