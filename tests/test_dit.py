@@ -217,8 +217,8 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
     return torch.einsum("...i,oi->...o", x, layer.weight) + layer.bias
 
 
-def gelu_tanh(x: Tensor) -> Tensor:
-    return x / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+def gelu(x: Tensor) -> Tensor:
+    return x / 2 * (1 + torch.erf(x / math.sqrt(2)))
 
 
 def heads_of(x: Tensor, heads: int) -> Tensor:
@@ -240,7 +240,7 @@ def block_by_hand(block: DiTBlock, x: Tensor, c: Tensor, text: Tensor | None, ma
         k, v = (heads_of(p, 4) for p in linear(cross.to_kv, text).chunk(2, -1))
         allowed = None if mask is None else mask[:, None, None].expand(-1, 4, x.shape[1], -1)
         x = x + linear(cross.to_out, joined(explicit_attention(q, k, v, allowed)))
-    h = gelu_tanh(linear(block.mlp_in, normed(x) * (1 + scale2) + shift2))
+    h = gelu(linear(block.mlp_in, normed(x) * (1 + scale2) + shift2))
     return x + gate2 * linear(block.mlp_out, h)
 
 
