@@ -43,8 +43,9 @@ def last(pipe: Pipeline, *args: object, **settings: object) -> torch.Tensor:
 def test_a_picture_of_a_batch_is_the_picture_alone(pipe: Pipeline, name: str) -> None:
     batch = last(pipe, CAPTIONS, num_images=2, seed=[5, 6, 7, 8, 9, 2**40], sampler=name)
     for row, (prompt, seed) in enumerate([("a red star", 6), ("a blue circle", 8), ("two green squares", 2**40)]):
-        alone = last(pipe, prompt, seed=seed, sampler=name)
-        torch.testing.assert_close(batch[2 * row + 1], alone[0], rtol=1e-5, atol=1e-5)
+        alone = last(pipe, prompt, seed=seed, sampler=name)[0]
+        # Relative to the picture: Heun divides by the last sigma, 0.001, and so shows float32's rounding the most.
+        assert (batch[2 * row + 1] - alone).norm() < 1e-5 * alone.norm()
 
 
 def test_what_a_picture_depends_on(pipe: Pipeline) -> None:
