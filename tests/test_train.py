@@ -389,6 +389,8 @@ def test_data_errors_before_the_first_step(recipe: Recipe, tmp_path: Path) -> No
         trainer(replace(recipe, data=Source(path=str(tmp_path / "empty"))))
     with pytest.raises(LimnerError, match="over the text encoder's budget of 3"):
         trainer(replace(recipe, text=replace(recipe.text, length=3)))
+    with pytest.raises(LimnerError, match="over the text encoder's budget of 8"):
+        trainer(replace(recipe, sample_prompts=("a red picture", "red " * 20)))
     with pytest.raises(LimnerError, match="not divisible by patch_size"):
         trainer(replace(recipe, size=10))
     with pytest.raises(LimnerError, match="set --predicts flow"):

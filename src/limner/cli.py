@@ -118,13 +118,9 @@ def generate(arguments: list[str]) -> None:
     asked: dict[str, Any] = {"negative_prompt": args.negative_prompt, "num_images": args.num_images, "seed": args.seed}
     with _progress(len(prompts) * args.num_images) as advance:
         pictures = pipe(prompts, **asked, **vars(args.settings), progress=advance)
-    texts = [
-        _parameters(pipe, prompt, args.negative_prompt, args.seed + i * args.num_images + k, args.settings)
-        for i, prompt in enumerate(prompts)
-        for k in range(args.num_images)
-    ]
-    captions = [prompt for prompt in prompts for _ in range(args.num_images)] if len(prompts) > 1 else []
-    whole, paths = _write(pictures, captions, texts, args.output, folder)
+    asked_of = [prompt for prompt in prompts for _ in range(args.num_images)]
+    texts = _parameters(pipe, asked_of, args.negative_prompt, args.seed, args.settings)
+    whole, paths = _write(pictures, asked_of if len(prompts) > 1 else [], texts, args.output, folder)
     if args.show:
         print(show(whole))
     print(f"{', '.join(map(str, paths))}  {len(pictures)} pictures in {time.perf_counter() - start:.2f} s")
@@ -148,18 +144,19 @@ def _progress(pictures: int):
     return bar()
 
 
-def _parameters(pipe: "Pipeline", prompt: str, negative: str, seed: int, settings: "Settings") -> str:
-    """The `parameters` text of one picture."""
+def _parameters(pipe: "Pipeline", prompts: list[str], negative: str, seed: int, settings: "Settings") -> list[str]:
+    """The `parameters` text of each picture; the first has the seed, the next the next."""
     from limner import __version__
     from limner.picture import parameters_text
 
     made, scale = pipe.resolve(settings)
-    size = pipe.denoiser.config.sample_size
-    told: dict[str, object] = {"Steps": len(made.grid) - 1, "Sampler": made.sampler}
-    told |= {"Schedule type": settings.schedule} if settings.schedule else {}
-    told |= {"CFG scale": f"{scale:g}", "Seed": seed}
-    told |= {"Size": f"{settings.width or size}x{settings.height or size}", "Model": pipe.name}
-    return parameters_text(prompt, negative, told | {"Version": f"limner {__version__}"})
+    side = pipe.denoiser.config.sample_size
+    before: dict[str, object] = {"Steps": len(made.grid) - 1, "Sampler": made.sampler}
+    before |= {"Schedule type": settings.schedule} if settings.schedule else {}
+    before |= {"CFG scale": f"{scale:g}"}
+    after = {"Size": f"{settings.width or side}x{settings.height or side}", "Model": pipe.name}
+    after |= {"Version": f"limner {__version__}"}
+    return [parameters_text(p, negative, before | {"Seed": seed + k} | after) for k, p in enumerate(prompts)]
 
 
 def _write(

@@ -59,8 +59,13 @@ def exponential(steps: int, low: float, high: float) -> list[float]:
 
 
 def shifted(steps: int, shift: float = 1.0, low: float = 1 / 1000, high: float = 1.0) -> list[float]:
-    """N flow sigmas evenly spaced from high to low, then shifted towards noise (Esser et al. 2024, equation 23)."""
-    return [shift * s / (1 + (shift - 1) * s) for s in np.linspace(high, low, steps).tolist()]
+    """N flow sigmas evenly spaced from high to low, then shifted towards noise."""
+    return [towards_noise(s, shift) for s in np.linspace(high, low, steps).tolist()]
+
+
+def towards_noise(sigma: Any, shift: float) -> Any:
+    """A flow sigma, or an array of them, shifted (Esser et al. 2024, equation 23)."""
+    return shift * sigma / (1 + (shift - 1) * sigma)
 
 
 def at_times(path: Path, times: Iterable[float], final: Level = CLEAN) -> Grid:
@@ -285,15 +290,14 @@ def _flow_grid(
     shift = shift if shift is not None else number(config, "flow_shift" if solver else "shift", 1.0)
     if preset.sampler in ("dpmpp_2m", "dpmpp_2m_sde"):
         even = 1.0 - np.linspace(1, 1 / length, steps + 1)
-        sigmas = np.flip(shift * even / (1 + (shift - 1) * even))[:-1].tolist()
+        sigmas = np.flip(towards_noise(even, shift))[:-1].tolist()
     elif solver:
         even = np.linspace(1, 1 / length, steps + 1)[:-1]
-        sigmas = (shift * even / (1 + (shift - 1) * even)).tolist()
+        sigmas = towards_noise(even, shift).tolist()
         sigmas[0] = min(sigmas[0], 1 - 1e-6)  # UniPC's solve needs a finite first level
     else:
         # diffusers shifts twice: its smallest sigma is already shifted when the range is laid out.
-        low = float(np.float32(shift / length / (1 + (shift - 1) / length)))
-        sigmas = shifted(steps, shift, low)
+        sigmas = shifted(steps, shift, low=float(np.float32(towards_noise(1 / length, shift))))
     if schedule != "normal":
         sigmas = (karras if schedule == "karras" else exponential)(steps, sigmas[-1], sigmas[0])
     rounding: Rounding = "down" if solver else None

@@ -123,9 +123,12 @@ class Trainer:
         trained = make_loss(recipe, pipeline)
         self.average = copy.deepcopy(trained).to(self.device).requires_grad_(False).eval()
         encoder = self.average.text_encoder or pipeline.text_encoder
+        encoder = (
+            encoder.to(self.device) if encoder is not None else None
+        )  # a frozen one is not part of what is trained
         self.pipeline = replace(pipeline, denoiser=self.average.denoiser, text_encoder=encoder)
         self.prompts = list(recipe.sample_prompts) or self._prompts()
-        self.pipeline(self.prompts[:1], steps=1)  # what cannot be sampled is told now, not at the first sheet
+        self.pipeline(self.prompts, steps=1)  # what cannot be sampled is told now, not at the first sheet
         optimizer = torch.optim.AdamW(trained.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
         self.trained: DiffusionLoss = trained.to(self.device)
         self.step = 0
