@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    install, then paint a sheet of digits with the shipped model and show it"
+	@echo "make demo    install, then paint a sheet with the shipped model, graded, and show it"
 	@echo "make test    install, then run the tests (under 10 minutes on two cores)"
 	@echo "make check   format, lint, types and the import rule"
 	@echo "make parity  install, then compare with diffusers and transformers, number for number"

@@ -17,8 +17,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import limner
-from limner.data.batches import to_tensor
 from limner.data.captions import DIGITS, fill
+from limner.data.pictures import to_tensor
 from limner.data.sources import Source, open_source
 from limner.errors import LimnerError
 from limner.picture import save, sheet

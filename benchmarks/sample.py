@@ -1,18 +1,23 @@
-"""Seconds per picture of the shipped model, alone and in batches, with and without guidance.
+"""Seconds per picture of the shipped model, alone and in batches: steps per second and the fraction of GEMM peak.
 
-python benchmarks/sample.py
+python benchmarks/sample.py [--dtype bfloat16]
+
+One step with guidance is two passes of the denoiser; the picture's time holds reading the prompt and decoding too.
 """
 
+import argparse
 import statistics
 import time
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+from train_step import gemm_peak
 
 import limner
 
-PROMPT = "a handwritten seven"
+PROMPT = "a small red star above two blue circles on a white background"
 
 
 def seconds(pipe: "limner.Pipeline", rounds: int = 5, **settings: object) -> float:
@@ -27,13 +32,25 @@ def seconds(pipe: "limner.Pipeline", rounds: int = 5, **settings: object) -> flo
 
 def main() -> None:
     """Measure and print the table."""
-    pipe = limner.Pipeline.from_pretrained()
-    table = Table("pictures", "steps", "guidance", "seconds", "seconds/picture")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dtype", default="float32")
+    args = parser.parse_args()
+    pipe, peaks = limner.Pipeline.from_pretrained(dtype=args.dtype), []
+    table = Table("pictures", "steps", "guidance", "seconds", "seconds/picture", "steps/s", "of GEMM peak")
     for number, steps, scale in ((1, 20, 3.0), (1, 20, 1.0), (1, 50, 3.0), (8, 20, 3.0), (64, 20, 3.0)):
-        taken = seconds(pipe, num_images=number, steps=steps, guidance_scale=scale)
-        table.add_row(str(number), str(steps), f"{scale:g}", f"{taken:.3f}", f"{taken / number:.4f}")
+        settings = {"num_images": number, "steps": steps, "guidance_scale": scale}
+        with FlopCounterMode(display=False) as counter:
+            pipe(PROMPT, **settings)
+        taken = seconds(pipe, **settings)
+        peaks.append(gemm_peak())  # in float32, whatever the dtype
+        rate = counter.get_total_flops() / 1e9 / taken
+        numbers = (f"{taken:.3f}", f"{taken / number:.4f}", f"{number * steps / taken:.0f}", f"{rate / peaks[-1]:.2f}")
+        table.add_row(str(number), str(steps), f"{scale:g}", *numbers)
     Console(highlight=False).print(table)
-    print(f"{torch.get_num_threads()} threads, float32, torch {torch.__version__}")
+    peak = statistics.median(peaks)
+    print(
+        f"{torch.get_num_threads()} threads, {args.dtype}, GEMM peak in float32 {peak:.0f} GFLOP/s, {torch.__version__}"
+    )
 
 
 if __name__ == "__main__":

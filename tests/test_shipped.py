@@ -5,10 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from limner.data.batches import to_tensor
 from limner.data.captions import DIGITS
+from limner.data.pictures import to_tensor
 from limner.data.sources import Source, open_source
-from limner.pipeline import EMBEDDED, Pipeline
+from limner.data.world.dataset import World
+from limner.evaluate.grade import grade
+from limner.picture import to_pictures
+from limner.pipeline import EMBEDDED, Pipeline, find_autoencoder
 from limner.weights.file import read_tensors
 
 
@@ -66,6 +69,22 @@ def test_guidance_sharpens_obedience_and_samplers_agree_on_it(pipe: Pipeline, ne
 
 def test_it_is_small_and_half_precision() -> None:
     files = [f for f in EMBEDDED.rglob("*") if f.is_file()]
-    assert sum(f.stat().st_size for f in files) < 10_000_000
+    assert sum(f.stat().st_size for f in files) < 24_000_000
     for file in EMBEDDED.rglob("*.safetensors"):
         assert {t.dtype for t in read_tensors(file).values()} == {torch.float16}
+
+
+def test_the_shipped_autoencoder_keeps_what_it_is_given() -> None:
+    """200 fresh renders: PSNR, and what is in them by the grader. A picture decoded alone is the one of the batch."""
+    vae, world = find_autoencoder("shipped"), World(seed=98)
+    x = world.load(range(200), 64, 3).images.float() / 127.5 - 1
+    with torch.inference_mode():
+        latents = vae.to_latents(vae.encode(x).mean)
+        y = torch.cat([vae.decode(vae.from_latents(z)) for z in latents.split(50)]).clamp(-1, 1)
+        alone = vae.decode(vae.from_latents(latents[7:8])).clamp(-1, 1)
+    psnr = -10 * ((x - y) / 2).square().mean((1, 2, 3)).log10()
+    assert psnr.mean() >= 34 and psnr.min() >= 24
+    same = sum(grade(picture, world.scene(k)).obeyed for k, picture in enumerate(to_pictures(y)))
+    assert same >= 190
+    assert torch.allclose(alone, y[7:8], atol=1e-4)
+    assert latents.mean().abs() < 0.1 and abs(latents.std() - 1) < 0.1

@@ -15,8 +15,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from limner.data import captions as words
-from limner.data.batches import Batches, BrokenCount, epoch_order, to_tensor
-from limner.data.sources import Item, Pictures, Source, open_source
+from limner.data.batches import Batches, BrokenCount
+from limner.data.pictures import Item, Pictures, epoch_order, to_tensor
+from limner.data.sources import Source, open_source
 from limner.errors import LimnerError
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}

@@ -15,16 +15,16 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from limner.data.sources import Source
+from limner.data.sources import Source, open_source
 from limner.errors import LimnerError
 from limner.nets.dit import DiT, DiTConfig
 from limner.noise import paths
-from limner.pipeline import Pipeline
+from limner.pipeline import Pipeline, save_autoencoder
 from limner.train import checkpoint
-from limner.train.loop import Stopped, Trainer, generator_of, learning_rate, update_average
+from limner.train.loop import Stopped, Trainer, generator_of, learning_rate, make_task, update_average
 from limner.train.loss import DiffusionLoss, Words
 from limner.train.recipe import Recipe, TextEncoder, Transformer, load_recipe, recipe_names
-from limner.train.setup import Reader, make_pipeline
+from limner.train.setup import Reader
 from limner.weights.file import read_tensors
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 220)}
@@ -74,7 +74,7 @@ def test_resumed_run_is_bit_equal(recipe: Recipe) -> None:
     for batch in first.batches():
         first.train_step(batch)
         if first.step == 3:
-            checkpoint.save(Path(parts.output), 3, first.pipeline, first.trained, first.optimizer, parts)
+            checkpoint.save(Path(parts.output), 3, first.result, first.trained, first.optimizer, parts)
             break
     assert_equal(tensors(whole.output, 3), tensors(parts.output, 3))
     trainer(parts, "latest").run()
@@ -175,15 +175,15 @@ def test_dropout_one_hides_every_caption(recipe: Recipe) -> None:
 
 def test_frozen_text_encoder_runs_once_per_distinct_caption(recipe: Recipe, tmp_path: Path) -> None:
     run = trainer(recipe)
-    assert run.pipeline.tokenizer is not None and run.pipeline.text_encoder is not None
-    encoder, seen = run.pipeline.text_encoder, []
+    assert run.result.tokenizer is not None and run.result.text_encoder is not None
+    encoder, seen = run.result.text_encoder, []
     encoder.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
-    reader = Reader(run.pipeline.tokenizer, encoder, frozen=True)
+    reader = Reader(run.result.tokenizer, encoder, frozen=True)
     for _ in range(3):
         words = reader(["a red picture", "", "a blue picture", "a red picture"], torch.device("cpu"))
     assert seen == [3]
     # The padded states are those that the encoder gives, where the mask is true.
-    ids, mask = run.pipeline.tokenizer.encode(["a red picture", "", "a blue picture"])
+    ids, mask = run.result.tokenizer.encode(["a red picture", "", "a blue picture"])
     hidden = encoder(ids).hidden
     for row in range(3):
         torch.testing.assert_close(words.ids[row][words.mask[row]], hidden[row][mask[row]])
@@ -258,14 +258,14 @@ def test_ctrl_c_stops_after_a_step_and_resumes_bit_equal(recipe: Recipe) -> None
 def test_full_disk_leaves_the_last_checkpoint_whole(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trainer(recipe)
     where = Path(recipe.output)
-    checkpoint.save(where, 1, run.pipeline, run.trained, run.optimizer, recipe)
+    checkpoint.save(where, 1, run.result, run.trained, run.optimizer, recipe)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("limner.train.checkpoint.write_json", full)
     with pytest.raises(OSError, match="No space left"):
-        checkpoint.save(where, 2, run.pipeline, run.trained, run.optimizer, recipe)
+        checkpoint.save(where, 2, run.result, run.trained, run.optimizer, recipe)
     assert [p.name for p in where.iterdir()] == ["checkpoint-1"]
     tensors(recipe.output, 1)
 
@@ -314,8 +314,8 @@ def test_resume_keeps_the_tokenizer_and_says_what_changed(recipe: Recipe, tmp_pa
     console = Console(record=True, width=300, file=io.StringIO())
     again = Trainer(replace(recipe, steps=8, lr=5e-4), "latest", console)
     assert "at step 6, changed: steps 6 -> 8; lr 0.001 -> 0.0005" in console.export_text()
-    assert first.pipeline.tokenizer is not None and again.pipeline.tokenizer is not None
-    assert again.pipeline.tokenizer.pieces("a red picture") == first.pipeline.tokenizer.pieces("a red picture")
+    assert first.result.tokenizer is not None and again.result.tokenizer is not None
+    assert again.result.tokenizer.pieces("a red picture") == first.result.tokenizer.pieces("a red picture")
 
 
 @pytest.mark.parametrize(
@@ -407,17 +407,21 @@ def test_broken_pictures(recipe: Recipe, tmp_path: Path) -> None:
         trainer(replace(recipe, data=replace(recipe.data, max_broken=0.0), output=recipe.output + "2")).run()
 
 
-def test_shipped_recipes(shared_data: Path) -> None:
+def test_shipped_recipes(shared_data: Path, tmp_path: Path) -> None:
     """Every recipe names its result, and describes a model that can be made for its data."""
-    assert {"mnist-unconditional", "mnist-dit", "mnist-class", "mnist-text", "cifar10-text"} <= set(recipe_names())
+    known = {"mnist-unconditional", "mnist-dit", "mnist-class", "mnist-text", "cifar10-text"}
+    assert known | {"world", "world-quick", "world-vae"} <= set(recipe_names())
     sizes = {}
+    vae = make_task(load_recipe("world-vae")[0], open_source(Source("world")), None)
+    save_autoencoder(vae.trained.vae, tmp_path)
     for name in recipe_names():
         recipe, told = load_recipe(name)
         gave = re.search(r"[\d,]+ (?:of [\d,]+ )?steps of \d+|[\d,]+ of [\d,]+ steps", told) and "images/s" in told
         assert gave and re.search(r"\d\.\d{4} at", told), f"{name} does not say what it gave"
-        from limner.data.sources import open_source
-
-        data = replace(recipe.data, path=str(shared_data / name.split("-")[0]))
-        pipe = make_pipeline(recipe, open_source(data, captions=recipe.condition == "text"))
-        sizes[name] = sum(p.numel() for p in pipe.denoiser.parameters())
+        data = replace(recipe.data, name=recipe.data.name.replace("mnist=", f"{shared_data / 'mnist'}="))
+        if "world" not in name:
+            data = replace(recipe.data, path=str(shared_data / name.split("-")[0]))
+        recipe = replace(recipe, **({"autoencoder": str(tmp_path)} if getattr(recipe, "autoencoder", None) else {}))
+        task = make_task(recipe, open_source(data, captions=getattr(recipe, "condition", "none") == "text"), None)
+        sizes[name] = sum(p.numel() for p in task.network.parameters())
     assert sizes["cifar10-text"] == pytest.approx(9.75e6, rel=0.01)

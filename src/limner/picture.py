@@ -28,12 +28,16 @@ def sheet(
     columns: int | None = None,
     scale: int = 1,
     gap: int = 4,
+    frames: Sequence[str] = (),
 ) -> Image.Image:
-    """Pictures of one size side by side, each enlarged `scale` times, its caption below it where there is one."""
+    """Pictures of one size side by side, each enlarged `scale` times, its caption below it where there is one.
+
+    `frames` are the colours of frames drawn around the pictures, in the gap.
+    """
     columns = columns or math.ceil(math.sqrt(len(pictures)))
     width, height = (side * scale for side in pictures[0].size)
     lines = [_wrap(caption, width + gap) for caption in captions]
-    label = 12 * max((line.count("\n") + 1 for line in lines), default=0)
+    label = 12 * max((line.count("\n") + 1 for line in lines), default=0) + (2 if frames else 0)
     rows = math.ceil(len(pictures) / columns)
     cell = (width + gap, height + label + gap)
     page = Image.new("RGB", (columns * cell[0] + gap, rows * cell[1] + gap), "white")
@@ -41,13 +45,19 @@ def sheet(
     for i, picture in enumerate(pictures):
         left, top = gap + (i % columns) * cell[0], gap + (i // columns) * cell[1]
         page.paste(picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST), (left, top))
+        if i < len(frames):
+            draw.rectangle((left - 2, top - 2, left + width + 1, top + height + 1), outline=frames[i], width=2)
         if i < len(lines):
-            draw.multiline_text((left, top + height + 1), lines[i], fill="black", font_size=10, spacing=1)
+            draw.multiline_text(
+                (left, top + height + (3 if frames else 1)), lines[i], fill="black", font_size=10, spacing=1
+            )
     return page
 
 
 def _wrap(text: str, width: int) -> str:
     """Text broken into lines that fit `width` pixels at the label's size, about 5.4 pixels a letter."""
+    if "\n" in text:
+        return "\n".join(_wrap(line, width) for line in text.split("\n"))
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

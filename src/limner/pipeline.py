@@ -15,6 +15,7 @@ from limner.denoise import Denoise, Denoiser, cfg, interval
 from limner.errors import LimnerError, unknown
 from limner.files import read_json, write_json
 from limner.nets.dit import DiT, DiTConfig
+from limner.nets.vae import AutoencoderKL, AutoencoderKLConfig
 from limner.noise.draws import Keyed, TorchDraws
 from limner.noise.grids import Plan, plan
 from limner.picture import to_pictures
@@ -32,7 +33,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class Progress(NamedTuple):
-    """One sampling step done: x and the picture x0 it points to, both (B, C, H, W)."""
+    """One sampling step done: x and the x0 it points to, both (B, C, H, W), in latents where there is an autoencoder
+    (`Pipeline.decode` makes pictures of them)."""
 
     step: int
     steps: int
@@ -51,6 +53,7 @@ class Pipeline:
     class_names: Sequence[str] = ()
     defaults: dict[str, Any] = field(default_factory=dict)
     name: str = "model"
+    vae: AutoencoderKL | None = None
 
     @classmethod
     def from_pretrained(
@@ -77,7 +80,8 @@ class Pipeline:
         scheduler = read_json(folder / "scheduler/scheduler_config.json")
         names, defaults = index.get("class_names", ()), index.get("defaults", {})
         name = "limner" if source is None else Path(source).name
-        return cls(denoiser, scheduler, tokenizer, text_encoder, names, defaults, name)
+        vae = read_autoencoder(folder).to(target, kind) if "vae" in index else None
+        return cls(denoiser, scheduler, tokenizer, text_encoder, names, defaults, name, vae)
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write the folder that `from_pretrained` opens; `dtype` converts the weights on the way."""
@@ -86,6 +90,8 @@ class Pipeline:
         def write(net: torch.nn.Module, path: Path) -> None:
             write_tensors(path, {name: t if dtype is None else t.to(dtype) for name, t in net.state_dict().items()})
 
+        if self.vae is not None:
+            save_autoencoder(self.vae, folder, dtype)
         write(self.denoiser, folder / "denoiser" / WEIGHTS)
         write_json(folder / "denoiser/config.json", asdict(self.denoiser.config))
         write_json(folder / "scheduler/scheduler_config.json", self.scheduler)
@@ -94,6 +100,7 @@ class Pipeline:
             write_json(folder / "text_encoder/config.json", self.text_encoder.config.to_dict())
             self.tokenizer.save(folder / "tokenizer")
         index: dict[str, Any] = {"_class_name": "LimnerPipeline", "denoiser": ["limner", "DiT"]}
+        index |= {"vae": ["diffusers", "AutoencoderKL"]} if self.vae is not None else {}
         index |= {"class_names": list(self.class_names)} if self.class_names else {}
         write_json(folder / "model_index.json", index | {"defaults": self.defaults})
 
@@ -141,7 +148,24 @@ class Pipeline:
                 if progress is not None:
                     progress(last)
         assert last is not None
-        return to_pictures(last.x)
+        return to_pictures(self.decode(last.x))
+
+    @torch.inference_mode()
+    def decode(self, x: Tensor) -> Tensor:
+        """What the denoiser works on -> pictures (B, C, H, W) in [-1, 1]; the same tensor without an autoencoder."""
+        if self.vae is None:
+            return x
+        z = self.vae.from_latents(x.to(next(self.vae.parameters()).dtype))
+        return self.vae.decode(z.contiguous(memory_format=torch.channels_last)).float()
+
+    @property
+    def size(self) -> int:
+        """Side in pixels of the pictures the model was trained on."""
+        return self.denoiser.config.sample_size * self._factor
+
+    @property
+    def _factor(self) -> int:
+        return 1 if self.vae is None else self.vae.factor
 
     def stream(
         self,
@@ -182,15 +206,16 @@ class Pipeline:
 
     def _shape(self, settings: Settings) -> tuple[int, int, int]:
         config = self.denoiser.config
-        width, height = (config.sample_size if s is None else s for s in (settings.width, settings.height))
-        patch = config.patch_size
+        width, height = (self.size if s is None else s for s in (settings.width, settings.height))
+        factor = self._factor
+        patch = config.patch_size * factor  # in pixels
         if width * height > LARGEST:
             raise LimnerError(f"a picture of {width}x{height} is over the largest that is painted, {LARGEST} pixels")
         for name, side in (("width", width), ("height", height)):
             if side < patch or side % patch:
                 near = max(patch, round(side / patch) * patch)
                 raise LimnerError(f"{name} {side} is not a multiple of the model's patch of {patch}; try {near}")
-        return config.in_channels, height, width
+        return config.in_channels, height // factor, width // factor
 
     @torch.inference_mode()
     def _denoise(self, prompts: list[str], negative: str, scale: float, made: Plan, settings: Settings) -> Denoise:
@@ -248,6 +273,30 @@ def _dit_config(path: Path) -> DiTConfig:
         raise LimnerError(
             f"{path} does not describe a DiT: {str(error).removeprefix('DiTConfig.__init__() ')}"
         ) from error
+
+
+def read_autoencoder(folder: Path) -> AutoencoderKL:
+    """The autoencoder in folder/vae; on a CPU it is fastest with channels last."""
+    config = AutoencoderKLConfig.from_dict(read_json(folder / "vae/config.json"))
+    vae = load(lambda: AutoencoderKL(config), folder / "vae" / WEIGHTS)
+    return vae.to(memory_format=torch.channels_last).requires_grad_(False).eval()  # type: ignore[call-overload]
+
+
+def save_autoencoder(vae: AutoencoderKL, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write folder/vae as diffusers lays it out."""
+    tensors = {name: t if dtype is None else t.to(dtype) for name, t in vae.state_dict().items()}
+    write_tensors(folder / "vae" / WEIGHTS, tensors)
+    write_json(folder / "vae/config.json", vae.config.to_dict())
+
+
+def find_autoencoder(path: str | Path) -> AutoencoderKL:
+    """The autoencoder, in float32, of a model folder, of a training run's newest checkpoint, or the "shipped" one."""
+    folder = EMBEDDED if path == "shipped" else Path(path)
+    found = [folder, *(checkpoint for _, checkpoint in reversed(checkpoints(folder)))]
+    whole = next((each for each in found if (each / "vae/config.json").is_file()), None)
+    if whole is None:
+        raise LimnerError(f"no autoencoder at {path}: expected a folder with vae/config.json, or a run that trains one")
+    return read_autoencoder(whole).float()
 
 
 def _device(name: str) -> torch.device:

@@ -6,44 +6,11 @@ captions and flips of the run that was never interrupted.
 
 import sys
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from random import Random
 
 from limner.data import captions as words
-from limner.data.sources import BrokenPicture, Item, Pictures
+from limner.data.pictures import Collection
 from limner.errors import LimnerError
-
-if TYPE_CHECKING:
-    import numpy as np
-    from PIL.Image import Image
-    from torch import Tensor
-
-
-def to_tensor(image: "Image", size: int, channels: int) -> "Tensor":
-    """`image` as a uint8 tensor (channels, size, size); channels is 1 (grey) or 3 (RGB).
-
-    The largest centred square is resized (Lanczos, antialiased); a picture that has the size is left as it is.
-    """
-    import numpy as np
-    import torch
-    from PIL import Image, ImageOps
-
-    if channels not in (1, 3):
-        raise LimnerError(f"pictures have 1 channel (grey) or 3 (RGB), not {channels}")
-    image = image.convert("L" if channels == 1 else "RGB")
-    if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(image)).view(size, size, channels).permute(2, 0, 1).contiguous()  # (C, H, W)
-
-
-@lru_cache(maxsize=4)
-def epoch_order(n: int, seed: int, epoch: int) -> "np.ndarray":
-    """The order of the `n` pictures in `epoch`: a permutation (n,), the same for the same arguments. Read only."""
-    import numpy as np
-
-    order = np.random.default_rng([seed, 0, epoch]).permutation(n)
-    order.flags.writeable = False
-    return order
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +22,7 @@ class Batches:
     prefetch: `DataLoader(batches, batch_size=None, sampler=range(start, stop), num_workers=2)`.
     """
 
-    pictures: Pictures
+    pictures: Collection
     batch_size: int  # over all processes
     size: int
     channels: int
@@ -90,31 +57,20 @@ class Batches:
         share = self.batch_size // self.world
         mine = slice(self.rank * share, (self.rank + 1) * share)
         draws = np.random.default_rng([self.seed, 1, step]).random((2, self.batch_size))[:, mine]
-        broken: list[str] = []
-        first, n = step * self.batch_size + mine.start, len(self.pictures)
-        items = [self._good(int(epoch_order(n, self.seed, p // n)[p % n]), broken) for p in range(first, first + share)]
-        images = torch.stack([to_tensor(item.image, self.size, self.channels) for item in items])
+        first = step * self.batch_size + mine.start
+        indices = [self.pictures.order(position, self.seed) for position in range(first, first + share)]
+        images, indices, broken = self.pictures.load(indices, self.size, self.channels)
         if self.flip:
             turned = torch.from_numpy(draws[1] < 0.5)
             images[turned] = images[turned].flip(-1)
+        labels = self.pictures.labels
         return {
             "images": images,
-            "captions": [item.captions[int(u * len(item.captions))] for item, u in zip(items, draws[0], strict=True)],
-            "labels": None if items[0].label is None else torch.tensor([item.label for item in items]),
-            "indices": torch.tensor([item.index for item in items]),
+            "captions": [self.pictures.say(index, Random(u)) for index, u in zip(indices, draws[0], strict=True)],
+            "labels": None if labels is None else torch.tensor([labels[index] for index in indices]),
+            "indices": torch.tensor(indices),
             "broken": broken,
         }
-
-    def _good(self, index: int, broken: list[str], tries: int = 100) -> Item:
-        """The picture at `index`, or the next one that can be read; the names of the others go to `broken`."""
-        n = len(self.pictures)
-        for candidate in range(index, index + min(n, tries)):
-            try:
-                return self.pictures[candidate % n]
-            except BrokenPicture as error:
-                broken.append(self.pictures.name(candidate % n))
-                last = error
-        raise LimnerError(f"{min(n, tries)} pictures in a row cannot be read; the last: {last}")
 
 
 class BrokenCount:

@@ -63,8 +63,12 @@ def fill(template: str, word: str) -> str:
 
 def article(word: str) -> str:
     """a or an, by sound as far as the spelling tells: an owl, an 8; a one, a unicorn."""
-    sounds_like_a_consonant = word.lower().startswith(("one", "uni", "use", "eu"))
-    return "an" if word.lower().startswith((*"aeiou8", "11", "18")) and not sounds_like_a_consonant else "a"
+    sounds_like_a_consonant = word.lower().startswith(("one", "uni", "use", "eu", "ew"))
+    return (
+        "an"
+        if word.lower().startswith((*"aeiou8", "11", "18", "hour", "x-ray", "x ray")) and not sounds_like_a_consonant
+        else "a"
+    )
 
 
 DIGITS = CaptionSet(

@@ -1,22 +1,18 @@
-"""Where training pictures come from: a data set of the Hugging Face Hub, Parquet files or a folder of pictures.
-
-`open_source` opens them and decodes none.
+"""Where training pictures come from: the captioned world, emoji, a data set of the Hugging Face Hub, Parquet files, a
+folder of pictures, or a weighted mixture of these. `open_source` opens them and decodes none.
 """
 
-import io
-import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 from limner.data import captions as words
+from limner.data.pictures import Collection, Mixture, Pictures
+from limner.data.world.dataset import World
 from limner.errors import LimnerError, unknown
 
-if TYPE_CHECKING:  # the command line's help imports this module, and must stay quick
-    from PIL.Image import Image
-
 HUB_NAMES = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
+NAMES = ("world", "emoji", *HUB_NAMES)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SPLITS = ("train", "test", "validation", "valid", "val")
 IMAGE_COLUMNS = ("image", "img", "picture", "png", "jpg", "webp")
@@ -27,7 +23,8 @@ LABEL_COLUMNS = ("label", "labels", "class")
 class Source:
     """The pictures to train on."""
 
-    name: str = "mnist"  # mnist, cifar10, or a data set of the Hub: owner/name[:config]. Not used where a path is given
+    name: str = "mnist"  # world, emoji, mnist, cifar10, a data set of the Hub (owner/name[:config]), or a mixture of
+    # names and paths, with weights that sum to 1: world=0.6,mnist=0.2,emoji=0.2. Not used where a path is given
     path: str | None = None  # local pictures: a folder of Parquet files, one .parquet file, or a folder of pictures
     split: str = "train"  # of the Hub data set, of files called SPLIT-*.parquet, or the folder SPLIT/
     image_column: str | None = None  # the column of pictures; found by its type when not given
@@ -37,80 +34,19 @@ class Source:
     max_broken: float = 0.01  # the share of unreadable pictures that is put up with
 
 
-class Item(NamedTuple):
-    image: "Image"  # PIL, mode L or RGB
-    captions: Sequence[str]
-    label: int | None
-    index: int  # type: ignore[assignment]
-
-
-class BrokenPicture(LimnerError):
-    """A picture that cannot be decoded."""
-
-
-@dataclass(eq=False, repr=False)
-class Pictures:
-    """A map-style data set of pictures, decoded when asked for."""
-
-    images: "Sequence[dict] | _Column"  # {"bytes": the file's content or None, "path": the file or None}
-    where: str  # what to call the whole in a message
-    captions: list[list[str]] | None = None  # one or more for each picture; None: training without text
-    labels: list[int] | None = None
-    label_names: list[str] | None = None
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Item:
-        captions = self.captions[index] if self.captions else ("",)
-        return Item(self.image(index), captions, self.labels[index] if self.labels else None, index)
-
-    def image(self, index: int) -> "Image":
-        """The picture, in mode L or RGB, upright, on white where it is transparent. BrokenPicture if unreadable."""
-        from PIL.Image import DecompressionBombError
-
-        entry = self.images[index]
-        try:
-            return _decode(entry)
-        except (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error, DecompressionBombError) as error:
-            raise BrokenPicture(f"{self.name(index)} cannot be read as a picture: {error}") from error
-
-    def name(self, index: int) -> str:
-        """What to call a picture in a message: its file, or its row."""
-        entry = self.images[index] or {}
-        return f"{self.where}, row {index}" if entry.get("bytes") or not entry.get("path") else str(entry["path"])
-
-    def all_captions(self) -> list[str]:
-        """Every distinct caption, in order of first appearance: what a tokenizer is trained on."""
-        lists = {id(captions): captions for captions in self.captions or []}  # a label's pictures share one list
-        return list(dict.fromkeys(caption for captions in lists.values() for caption in captions))
-
-
-def _decode(entry: dict | None) -> "Image":
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    source = entry and (entry["bytes"] or entry["path"])
-    if not source:
-        raise ValueError("the row has no picture")
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-        image.load()
-    ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I"):  # 16 bits: Pillow would clip them to 255
-        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    if image.has_transparency_data:
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
-    return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
-
-
-def open_source(config: Source, captions: bool = True) -> Pictures:
+def open_source(config: Source, captions: bool = True) -> Collection:
     """Open the pictures that `config` names. `captions=False` leaves captions out, for training without text.
 
-    Raises LimnerError for a name, path, split or column that is not there, and where a picture has no caption.
+    Raises LimnerError for a name, path, split or column that is not there, where a picture has no caption, and for
+    the weights of a mixture that do not sum to 1.
     """
     if config.path is None:
-        return _from_table(_hub_table(config), config.name, config, captions)
+        return _named(config, captions)
     path = Path(config.path).expanduser()
+    if config.name == "emoji":
+        from limner.data.emoji import Emoji
+
+        return Emoji(path, captions, config.templates)
     if not path.exists():
         raise LimnerError(f"--data.path {config.path}: there is no such file or folder")
     files = [path] if path.is_file() else sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))
@@ -119,11 +55,41 @@ def open_source(config: Source, captions: bool = True) -> Pictures:
     return _from_table(_parquet_table(files, path, config.split), str(path), config, captions)
 
 
+def _named(config: Source, captions: bool) -> Collection:
+    if "=" in config.name:
+        return _mixture(config, captions)
+    if config.name == "world":
+        return World(seed=SPLITS.index(config.split) if config.split in SPLITS else 0)
+    if config.name == "emoji":
+        from limner.data.emoji import Emoji
+
+        return Emoji(captions=captions, templates=config.templates)
+    return _from_table(_hub_table(config), config.name, config, captions)
+
+
+def _mixture(config: Source, captions: bool) -> Collection:
+    """world=0.6,mnist=0.2,PATH=0.2 -> a Mixture."""
+    parts, weights = [], []
+    for entry in config.name.split(","):
+        name, _, weight = entry.strip().rpartition("=")
+        try:
+            weights.append(float(weight if name else ""))
+        except ValueError:
+            raise LimnerError(f"{entry!r} in the mixture {config.name!r} is not NAME=WEIGHT") from None
+        if not 0 < weights[-1] <= 1:
+            raise LimnerError(f"the weight of {name} must be over 0 and at most 1, not {weight}")
+        path = name if name not in NAMES and Path(name).expanduser().exists() else None
+        parts.append(open_source(replace(config, name=name, path=path), captions))
+    if abs(sum(weights) - 1) > 1e-6:
+        raise LimnerError(f"the weights of {config.name!r} sum to {sum(weights):g}; they must sum to 1")
+    return Mixture(parts, weights)
+
+
 def _hub_table(config: Source):
     import datasets
 
     if "/" not in config.name and config.name not in HUB_NAMES:
-        raise LimnerError(f"{unknown('data set', config.name, HUB_NAMES)}, owner/name on the Hub, or --data.path")
+        raise LimnerError(f"{unknown('data set', config.name, NAMES)}, owner/name on the Hub, or --data.path")
     name, _, variant = HUB_NAMES.get(config.name, config.name).partition(":")
     try:
         return datasets.load_dataset(name, variant or None, split=config.split)

@@ -9,27 +9,31 @@ import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from limner.errors import LimnerError
 from limner.files import read_json, write_json
-from limner.pipeline import Pipeline, checkpoints
-from limner.train.recipe import Recipe
+from limner.pipeline import checkpoints
+from limner.train.recipe import Run
 from limner.weights.file import read_tensors, write_tensors
 from limner.weights.load import account
 
 
-def save(
-    run: Path, step: int, pipeline: Pipeline, trained: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe
-) -> Path:
+class Model(Protocol):
+    """What a run makes: a folder of weights."""
+
+    def save(self, folder: Path) -> None: ...
+
+
+def save(run: Path, step: int, model: Model, trained: nn.Module, optimizer: torch.optim.Optimizer, recipe: Run) -> Path:
     """Write run/checkpoint-<step>, whole or not at all, and drop the oldest beyond `recipe.keep`."""
     folder = run / f"checkpoint-{step}"
     draft = run / f".checkpoint-{step}-{os.getpid()}"
     try:
-        pipeline.save(draft)
+        model.save(draft)
         write_tensors(draft / "training/weights.safetensors", trained.state_dict())
         write_tensors(draft / "training/optimizer.safetensors", optimizer_tensors(optimizer, trained))
         write_json(draft / "training/state.json", {"step": step, "recipe": asdict(recipe)})
@@ -78,7 +82,7 @@ def find(run: Path, resume: str | None) -> Path | None:
     return folder
 
 
-def changes(folder: Path, recipe: Recipe) -> str:
+def changes(folder: Path, recipe: Run) -> str:
     """What the recipe has other than the one the checkpoint was trained by, in words; empty where nothing."""
     before = read_json(folder / "training/state.json")["recipe"]
     now = json.loads(json.dumps(asdict(recipe)))
@@ -92,11 +96,12 @@ def restore(folder: Path, trained: nn.Module, optimizer: torch.optim.Optimizer, 
     parts = {
         "denoiser": "denoiser/diffusion_pytorch_model.safetensors",
         "text_encoder": "text_encoder/model.safetensors",
+        "vae": "vae/diffusion_pytorch_model.safetensors",
     }
     averages = {
         f"{part}.{name}": tensor
         for part, file in parts.items()
-        if getattr(average, part) is not None
+        if getattr(average, part, None) is not None
         for name, tensor in read_tensors(folder / file).items()
     }
     _assign(average, averages, folder)
@@ -105,8 +110,13 @@ def restore(folder: Path, trained: nn.Module, optimizer: torch.optim.Optimizer, 
     parameters = dict(trained.named_parameters())
     for key, tensor in moments.items():
         name, what = key.rsplit("/", 1)
-        # AdamW counts steps on the CPU unless it is fused, and takes the count wherever it is then.
-        state.setdefault(parameters[name], {})[what] = tensor.to(parameters[name].device)
+        parameter = parameters[name]
+        # AdamW counts steps on the CPU unless it is fused, and takes the count wherever it is then. Moments are laid
+        # out in memory as their parameter is (channels last, perhaps): the fused step walks all of them in one order.
+        moment = tensor.to(parameter.device)
+        if tensor.ndim:
+            moment = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
+        state.setdefault(parameter, {})[what] = moment
     optimizer.state.update(state)
     return int(read_json(folder / "training/state.json")["step"])
 

@@ -9,7 +9,6 @@ import sysconfig
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +23,22 @@ from torch.utils.tensorboard import SummaryWriter
 
 from limner.data.batches import Batches, BrokenCount
 from limner.data.captions import few
+from limner.data.pictures import Collection
 from limner.data.sources import open_source
 from limner.errors import LimnerError
 from limner.picture import save as save_picture
-from limner.picture import sheet
-from limner.pipeline import Pipeline
 from limner.train import checkpoint
-from limner.train.loss import DiffusionLoss, check_finite
-from limner.train.recipe import Recipe
-from limner.train.setup import Reader, make_loss, make_pipeline
+from limner.train.autoencoder import Autoencoding
+from limner.train.diffusion import Diffusion
+from limner.train.loss import check_finite
+from limner.train.recipe import AutoencoderRecipe, Recipe, Run
 
 
 class Stopped(Exception):
     """Ctrl-C: the run stopped after a whole step and wrote a checkpoint."""
 
 
-def learning_rate(step: int, recipe: Recipe) -> float:
+def learning_rate(step: int, recipe: Run) -> float:
     """The rate of optimiser step `step` (from 0): a linear rise, then constant or a half cosine down to zero."""
     rise = min(1.0, (step + 1) / recipe.warmup) if recipe.warmup else 1.0
     if recipe.schedule == "constant" or step < recipe.warmup:
@@ -102,6 +101,14 @@ def make_accelerator(precision: str) -> Accelerator:
     return Accelerator(mixed_precision=precision if has_bf16 else "no", cpu=several and not torch.cuda.is_available())
 
 
+def make_task(recipe: Run, pictures: Collection, start: Path | None) -> Diffusion | Autoencoding:
+    """What is trained, by the kind of the recipe."""
+    if isinstance(recipe, AutoencoderRecipe):
+        return Autoencoding(recipe, pictures, start)
+    assert isinstance(recipe, Recipe)
+    return Diffusion(recipe, pictures, start)
+
+
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
@@ -109,7 +116,7 @@ def _due(step: int, every: int) -> bool:
 class Trainer:
     """One run of a recipe. `Trainer(recipe).run()` trains to the end and returns the finished model."""
 
-    def __init__(self, recipe: Recipe, resume: str | None = None, console: Console | None = None) -> None:
+    def __init__(self, recipe: Run, resume: str | None = None, console: Console | None = None) -> None:
         self.recipe, self.output = recipe, Path(recipe.output)
         self.console = console or Console(stderr=True, highlight=False)
         start = checkpoint.find(self.output, resume)
@@ -117,35 +124,24 @@ class Trainer:
         self.device = self.accelerator.device
         if recipe.precision != self.accelerator.mixed_precision:
             self._say(f"this device has no {recipe.precision}: training in float32")
-        self.pictures = open_source(recipe.data, captions=recipe.condition == "text")
-        pipeline = make_pipeline(recipe, self.pictures, start)
-        self.reader = self._reader(pipeline)
-        trained = make_loss(recipe, pipeline)
+        self.pictures = open_source(recipe.data, captions=getattr(recipe, "condition", "none") == "text")
+        self.task = make_task(recipe, self.pictures, start)
+        self.pictures = self.task.collection(self.pictures, self.device, self._say)
+        trained = self.task.trained
         self.average = copy.deepcopy(trained).to(self.device).requires_grad_(False).eval()
-        encoder = self.average.text_encoder or pipeline.text_encoder
-        encoder = (
-            encoder.to(self.device) if encoder is not None else None
-        )  # a frozen one is not part of what is trained
-        self.pipeline = replace(pipeline, denoiser=self.average.denoiser, text_encoder=encoder)
-        self.prompts = list(recipe.sample_prompts) or self._prompts()
-        self.pipeline(self.prompts, steps=1)  # what cannot be sampled is told now, not at the first sheet
+        self.result: Any = self.task.finish(self.average, self.device)
         optimizer = torch.optim.AdamW(trained.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
-        self.trained: DiffusionLoss = trained.to(self.device)
+        self.trained: nn.Module = trained.to(self.device)
         self.step = 0
         if start is not None:
             self.step = checkpoint.restore(start, self.trained, optimizer, self.average)
             self._say(f"resumed {start} at step {self.step}{checkpoint.changes(start, recipe)}")
         if recipe.compile and can_compile(self.device):
-            self.trained.denoiser.compile()
+            self.task.network.compile()
         elif recipe.compile:
-            self._say("no C++ compiler with Python's headers was found: the denoiser is not compiled, and slower")
+            self._say("no C++ compiler with Python's headers was found: the network is not compiled, and slower")
         self.model, self.optimizer = self.accelerator.prepare(self.trained, optimizer)
         self.broken = BrokenCount(len(self.pictures), recipe.data.max_broken)
-
-    def _reader(self, pipeline: Pipeline) -> Reader | None:
-        if pipeline.tokenizer is None or pipeline.text_encoder is None:
-            return None
-        return Reader(pipeline.tokenizer, pipeline.text_encoder, self.recipe.text.pretrained is not None)
 
     def _say(self, text: str) -> None:
         if self.accelerator.is_main_process:
@@ -172,17 +168,8 @@ class Trainer:
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """The loss of each picture (B,), its condition dropped with the recipe's probability."""
-        recipe = self.recipe
-        generator = generator_of(recipe.seed, self.step, self.accelerator.process_index)
-        x0 = batch["images"].to(self.device, non_blocking=True).float() / 127.5 - 1
-        dropped = torch.rand(len(x0), generator=generator) < recipe.dropout
-        labels = words = None
-        if recipe.condition == "class":
-            labels = batch["labels"].masked_fill(dropped, self.trained.denoiser.null_class).to(self.device)
-        elif self.reader is not None:
-            captions = ["" if d else c for d, c in zip(dropped.tolist(), batch["captions"], strict=True)]
-            words = self.reader(captions, self.device)
-        return self.model(x0, generator, labels, words)
+        generator = generator_of(self.recipe.seed, self.step, self.accelerator.process_index)
+        return self.model(*self.task.inputs(batch, generator, self.device))
 
     def train_step(self, batch: dict[str, Any]) -> Tensor:
         """One optimiser step; returns the mean loss, detached."""
@@ -201,13 +188,13 @@ class Trainer:
         self.step += 1
         return loss.detach()
 
-    def run(self) -> Pipeline:
+    def run(self) -> Any:
         """Train to the last step. Raises Stopped after Ctrl-C, LimnerError where a loss or gradient is not a number."""
         recipe, main = self.recipe, self.accelerator.is_main_process
         self._say(self._summary())
         if self.step >= recipe.steps:
             self._say(f"already at step {self.step} of {recipe.steps}: nothing to do")
-            return self.pipeline
+            return self.result
         self.model.train()
         losses: list[Tensor] = []
         with stop_after_step() as stop, self._logs() as log, self._progress() as bar:
@@ -223,9 +210,10 @@ class Trainer:
                     bar.update(task, told=told)
                     losses, seconds = [], 0.0
                 if main and (last or _due(self.step, recipe.save_every)):
-                    checkpoint.save(self.output, self.step, self.pipeline, self.trained, self.optimizer, recipe)
+                    checkpoint.save(self.output, self.step, self.result, self.trained, self.optimizer, recipe)
                 if main and (last or _due(self.step, recipe.sample_every)):
                     self.sample()
+                    self.measure(log)
                 bar.update(task, completed=self.step)
                 if last:
                     break
@@ -234,7 +222,7 @@ class Trainer:
             self._say(f"{len(self.broken.names)} unreadable pictures were skipped: {few(self.broken.names)}")
         if self.step < recipe.steps:
             raise Stopped(f"stopped after step {self.step}; go on with --resume latest --output {self.output}")
-        return self.pipeline
+        return self.result
 
     def _any(self, flag: bool) -> bool:
         """Whether the flag is set on any process, so that all stop after the same step."""
@@ -244,17 +232,16 @@ class Trainer:
 
     def sample(self) -> None:
         """Paint a sheet with the averaged weights into output/samples; training is not touched by it."""
-        pictures = self.pipeline(self.prompts, seed=0)
-        page = sheet(pictures, self.prompts, scale=max(1, 96 // pictures[0].width))
-        save_picture(page, self.output / "samples" / f"step-{self.step:07d}.png")
+        save_picture(self.task.paint(self.result), self.output / "samples" / f"step-{self.step:07d}.png")
 
-    def _prompts(self) -> list[str]:
-        if self.recipe.condition == "none":
-            return [""] * 16
-        if self.recipe.condition == "class":
-            return list(self.pipeline.class_names)[:16]
-        captions = self.pictures.all_captions()
-        return captions[:: max(1, len(captions) // 16)][:16]
+    def measure(self, log: SummaryWriter | None) -> None:
+        """Measure the averaged weights as the task does, into the log and onto the console."""
+        measured = self.task.measure(self.result)
+        for name, value in measured.items():
+            if log is not None:
+                log.add_scalar(name, value, self.step)
+        if measured:
+            self._say(f"step {self.step}  " + "  ".join(f"{name} {value:.4g}" for name, value in measured.items()))
 
     @contextmanager
     def _logs(self) -> Iterator[SummaryWriter | None]:
@@ -292,6 +279,6 @@ class Trainer:
         )
 
 
-def train(recipe: Recipe, resume: str | None = None) -> Pipeline:
+def train(recipe: Run, resume: str | None = None) -> Any:
     """Run a recipe to its end; `resume` is "latest" or a checkpoint folder. Returns the finished model."""
     return Trainer(recipe, resume).run()

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -35,8 +36,20 @@ class TextEncoder:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """One training run."""
+class Autoencoder:
+    """A KL autoencoder: a width for each level, each half the size of the one before."""
+
+    widths: tuple[int, ...] = (32, 64, 128)
+    layers: int = 1
+    """Residual blocks in each level of the encoder; the decoder has one more."""
+    latent_channels: int = 4
+    groups: int = 8
+    """Groups of the group norms."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every training run has."""
 
     data: Source
     """Where pictures and captions come from."""
@@ -47,15 +60,6 @@ class Recipe:
     channels: Literal[1, 3] = 3
     flip: bool = False
     """Mirror half of the pictures."""
-    condition: Literal["none", "class", "text"] = "text"
-    model: Transformer = field(default_factory=Transformer)
-    text: TextEncoder = field(default_factory=TextEncoder)
-    path: Literal["flow", "linear", "scaled_linear", "cosine"] = "flow"
-    predicts: Literal["flow", "eps", "v", "sample"] = "flow"
-    times: Literal["uniform", "logit_normal"] = "uniform"
-    """How training times are drawn (logit_normal: Esser et al. 2024)."""
-    dropout: float = 0.1
-    """Share of pictures that lose their caption or class, for guidance."""
     steps: int = 10_000
     """Optimiser steps."""
     batch_size: int = 64
@@ -71,7 +75,7 @@ class Recipe:
     """Decay of the averaged weights; early on it is (1+step)/(10+step)."""
     precision: Literal["no", "bf16"] = "no"
     compile: bool = False
-    """torch.compile the denoiser."""
+    """torch.compile the network."""
     seed: int = 0
     workers: int = 0
     """Processes that decode pictures ahead."""
@@ -79,32 +83,87 @@ class Recipe:
     save_every: int = 1000
     """Steps between checkpoints; 0: only at the end."""
     sample_every: int = 1000
-    """Steps between sample sheets; 0: only at the end."""
+    """Steps between sample sheets and measures; 0: only at the end."""
     keep: int = 2
     """Checkpoints kept, the newest; 0 keeps all."""
+
+    def __post_init__(self) -> None:
+        least = {"size": 1, "steps": 1, "batch_size": 1, "log_every": 1, "seed": 0, "warmup": 0,
+                 "workers": 0, "save_every": 0, "sample_every": 0, "keep": 0, "weight_decay": 0}  # fmt: skip
+        self.at_least(least)
+        self.share("ema")
+        for name in ("lr", "clip"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise LimnerError(f"{name} must be more than 0, not {getattr(self, name)}")
+        for part in vars(self).values():
+            if isinstance(part, Transformer | TextEncoder | Autoencoder):
+                for name, value in vars(part).items():
+                    if isinstance(value, int) and value < 1:
+                        raise LimnerError(f"{name} must be at least 1, not {value}")
+
+    def at_least(self, least: Mapping[str, float]) -> None:
+        """LimnerError for a field below its least value."""
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise LimnerError(f"{name} must be at least {low}, not {getattr(self, name)}")
+
+    def share(self, name: str) -> None:
+        """LimnerError for a field that is not from 0 to 1."""
+        if not 0 <= getattr(self, name) <= 1:
+            raise LimnerError(f"{name} must be from 0 to 1, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class AutoencoderRecipe(Run):
+    """The training of an autoencoder, in whose latents a denoiser can be trained then."""
+
+    model: Autoencoder = field(default_factory=Autoencoder)
+    kl: float = 1e-6
+    """Weight of the Kullback-Leibler term, per latent number."""
+    edges: float = 1.0
+    """Weight of the absolute error of differences between neighbouring pixels."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least({"kl": 0, "edges": 0})
+
+
+@dataclass(frozen=True)
+class Recipe(Run):
+    """The training of a denoiser, of pixels or, with an autoencoder, of latents."""
+
+    autoencoder: str | None = None
+    """Training run or model folder with an autoencoder, in whose latents the denoiser works; None: on pixels."""
+    cache: int = 0
+    """Pictures whose latents are computed once, at the start, and trained on in turn; 0: each is encoded anew."""
+    condition: Literal["none", "class", "text"] = "text"
+    model: Transformer = field(default_factory=Transformer)
+    text: TextEncoder = field(default_factory=TextEncoder)
+    path: Literal["flow", "linear", "scaled_linear", "cosine"] = "flow"
+    predicts: Literal["flow", "eps", "v", "sample"] = "flow"
+    times: Literal["uniform", "logit_normal"] = "uniform"
+    """How training times are drawn (logit_normal: Esser et al. 2024)."""
+    dropout: float = 0.1
+    """Share of pictures that lose their caption or class, for guidance."""
     sample_prompts: tuple[str, ...] = ()
     """Prompts (or class names) of the sample sheet; made from the data when empty."""
     guidance_scale: float = 3.0
     """Guidance of the sample sheets, and the default of the finished model."""
     sample_steps: int = 20
     """Sampling steps of the sheets, and the default of the finished model."""
+    grade: int = 0
+    """World prompts of each kind that are painted and graded with each sheet; their share obeyed is logged."""
 
     def __post_init__(self) -> None:
-        least = {"size": 1, "steps": 1, "batch_size": 1, "log_every": 1, "sample_steps": 1, "seed": 0, "warmup": 0,
-                 "workers": 0, "save_every": 0, "sample_every": 0, "keep": 0, "weight_decay": 0}  # fmt: skip
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise LimnerError(f"{name} must be at least {low}, not {getattr(self, name)}")
-        for name in ("dropout", "ema"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise LimnerError(f"{name} must be from 0 to 1, not {getattr(self, name)}")
-        for name in ("lr", "clip"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise LimnerError(f"{name} must be more than 0, not {getattr(self, name)}")
-        parts = (*vars(self.model).items(), *vars(self.text).items())
-        for name, value in parts:
-            if isinstance(value, int) and value < 1:
-                raise LimnerError(f"{name} must be at least 1, not {value}")
+        super().__post_init__()
+        self.at_least({"sample_steps": 1, "grade": 0, "cache": 0})
+        self.share("dropout")
+        if self.cache and self.autoencoder is None:
+            raise LimnerError("--cache keeps latents: give an --autoencoder, or leave it out")
+        if self.cache and self.flip:
+            raise LimnerError(
+                "--flip mirrors pictures, and --cache keeps latents that cannot be mirrored: leave one out"
+            )
 
 
 def recipe_names() -> list[str]:
@@ -113,7 +172,7 @@ def recipe_names() -> list[str]:
     return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(folder.__path__))
 
 
-def load_recipe(name: str) -> tuple[Recipe, str]:
+def load_recipe(name: str) -> tuple[Run, str]:
     """The recipe called `name` and its file's text, which tells what it gave when it was run."""
     if name not in recipe_names():
         raise unknown("recipe", name, recipe_names())

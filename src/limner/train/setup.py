@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
-from limner.data.sources import Pictures
+from limner.data.pictures import Collection
 from limner.errors import LimnerError
 from limner.files import read_json
 from limner.nets.dit import DiT, DiTConfig
+from limner.nets.vae import AutoencoderKL
 from limner.noise import paths
-from limner.pipeline import Pipeline
+from limner.pipeline import Pipeline, find_autoencoder
 from limner.text.clip import CLIPTextConfig, CLIPTextModel
 from limner.text.tokenizer import Tokenizer
 from limner.train.loss import DiffusionLoss, Words
@@ -62,7 +63,7 @@ class Reader:
             self.states.update({caption: hidden[i][mask[i]] for i, caption in enumerate(some)})
 
 
-def make_text(recipe: Recipe, pictures: Pictures, start: Path | None) -> tuple[Tokenizer, CLIPTextModel]:
+def make_text(recipe: Recipe, pictures: Collection, start: Path | None) -> tuple[Tokenizer, CLIPTextModel]:
     """The tokenizer and text encoder: CLIP's from a folder, or both made from nothing for these captions.
 
     A resumed run keeps the tokenizer of its checkpoint: the same words must keep their ids.
@@ -93,7 +94,7 @@ def _part(root: Path, name: str) -> Path:
     return root / name if (root / name).is_dir() else root
 
 
-def make_pipeline(recipe: Recipe, pictures: Pictures, start: Path | None = None) -> Pipeline:
+def make_pipeline(recipe: Recipe, pictures: Collection, start: Path | None = None) -> Pipeline:
     """The untrained model of a recipe. The same seed gives the same weights; `start` is the checkpoint to resume."""
     torch.manual_seed(recipe.seed)
     tokenizer = encoder = None
@@ -105,11 +106,13 @@ def make_pipeline(recipe: Recipe, pictures: Pictures, start: Path | None = None)
     if recipe.condition == "text":
         tokenizer, encoder = make_text(recipe, pictures, start)
         tokenizer.encode(pictures.all_captions())  # a caption over the budget is an error now, not at step 10,000
-    model = recipe.model
+    model, start_vae = recipe.model, start if start is not None else recipe.autoencoder
+    vae = find_autoencoder(start_vae) if recipe.autoencoder is not None and start_vae is not None else None
+    size, channels = (recipe.size, recipe.channels) if vae is None else _latent_shape(recipe, vae)
     denoiser = DiT(
         DiTConfig(
-            sample_size=recipe.size,
-            in_channels=recipe.channels,
+            sample_size=size,
+            in_channels=channels,
             patch_size=model.patch_size,
             hidden_size=model.hidden_size,
             depth=model.depth,
@@ -126,10 +129,20 @@ def make_pipeline(recipe: Recipe, pictures: Pictures, start: Path | None = None)
     defaults: dict[str, Any] = {"steps": recipe.sample_steps}
     if recipe.condition != "none":
         defaults["guidance_scale"] = recipe.guidance_scale
-    return Pipeline(denoiser, scheduler, tokenizer, encoder, names, defaults, Path(recipe.output).name)
+    return Pipeline(denoiser, scheduler, tokenizer, encoder, names, defaults, Path(recipe.output).name, vae)
 
 
-def _check_classes(pictures: Pictures, names: list[str], start: Path | None) -> None:
+def _latent_shape(recipe: Recipe, vae: AutoencoderKL) -> tuple[int, int]:
+    """The (side, channels) of the latents of this recipe's pictures."""
+    if recipe.size % vae.factor or recipe.channels != vae.config.in_channels:
+        raise LimnerError(
+            f"the autoencoder of {recipe.autoencoder} takes pictures of {vae.config.in_channels} channels with sides "
+            f"that are multiples of {vae.factor}, not {recipe.channels} channels and a side of {recipe.size}"
+        )
+    return recipe.size // vae.factor, vae.config.latent_channels
+
+
+def _check_classes(pictures: Collection, names: list[str], start: Path | None) -> None:
     bad = next((row for row, label in enumerate(pictures.labels or ()) if not 0 <= label < len(names)), None)
     if bad is not None:
         raise LimnerError(f"{pictures.name(bad)} has no class; expected one of {', '.join(names)}")

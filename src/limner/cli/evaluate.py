@@ -1,0 +1,74 @@
+"""limner evaluate: grade a model on the captioned world."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from limner.cli.tables import new_table, print_table
+from limner.errors import LimnerError
+
+
+def _arguments(arguments: list[str]) -> Any:
+    import tyro
+    from tyro.conf import arg
+
+    from limner.settings import Settings
+
+    @dataclass(frozen=True)
+    class Arguments:
+        """Paint prompts of the captioned world and judge each picture by its prompt."""
+
+        settings: Annotated[Settings, arg(name="")]
+        model: Annotated[str | None, arg(aliases=["-m"])] = None
+        """A model folder or a training run; without it the shipped model."""
+        prompts: str = "all"
+        """seen, held-out, all, or a file with a prompt on each line."""
+        n: int = 100
+        """Prompts of each kind of scene, or the first n of the file."""
+        seed: int = 0
+        """Seed of the first picture, and of the prompts."""
+        device: str = "cpu"
+        show: bool = False
+        """Draw the pictures in the terminal too."""
+        output: Annotated[str, arg(aliases=["-o"])] = "grade"
+        """Folder that gets grade.json and sheet.png."""
+
+    return tyro.cli(Arguments, args=arguments, default=Arguments(Settings()), prog="limner evaluate grade")
+
+
+def run(arguments: list[str]) -> None:
+    """limner evaluate grade: paint prompts of the world and say which were obeyed."""
+    usage = "usage: limner evaluate grade [--model M] [--prompts seen|held-out|all|FILE] [--n N]"
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage)
+        return
+    if arguments[0] != "grade":
+        raise LimnerError(usage)
+    args = _arguments(arguments[1:])
+    from limner.data.world.find import LEAST
+    from limner.evaluate import report
+    from limner.files import write_json
+    from limner.picture import save, sheet, show
+    from limner.pipeline import Pipeline
+
+    asked = report.asked_of(args.prompts, args.n, args.seed)
+    pipe = Pipeline.from_pretrained(args.model, device=args.device)
+    if min(args.settings.width or pipe.size, args.settings.height or pipe.size) < LEAST:
+        raise LimnerError(f"{pipe.name} paints {pipe.size}x{pipe.size}; pictures are judged from {LEAST} pixels on")
+    result = report.run(pipe, asked, seed=args.seed, **vars(args.settings))
+    output = Path(args.output)
+    write_json(output / "grade.json", result.to_dict())
+    save(result.sheet(), output / "sheet.png")
+    if args.show:
+        print(show(sheet(result.pictures[:24])))
+    if args.prompts not in report.SETS:
+        for each, verdict in zip(asked, result.verdicts, strict=True):
+            print(f"{each.prompt}: {report.say(verdict)}")
+    header, *rows = result.table()
+    table = new_table(title=f"{pipe.name}: {len(asked)} prompts")
+    for name in header:
+        table.add_column(name, justify="left" if name == "prompts" else "right")
+    for row in rows:
+        table.add_row(*row)
+    print_table(table, least=110)
+    print(f"{output / 'grade.json'}, {output / 'sheet.png'}")

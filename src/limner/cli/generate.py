@@ -1,0 +1,133 @@
+"""limner generate: paint pictures of prompts."""
+
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from limner.errors import LimnerError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from limner.pipeline import Pipeline
+    from limner.settings import Settings
+
+# Names that people know from elsewhere.
+SPELLINGS = {"--cfg-scale": "--guidance-scale", "--num-inference-steps": "--steps"}
+
+
+def _generate_arguments(arguments: list[str]) -> Any:
+    import tyro
+    from tyro.conf import Positional, arg
+
+    from limner.settings import Settings
+
+    @dataclass(frozen=True)
+    class Arguments:
+        """Paint pictures of the prompts with the shipped model or another one."""
+
+        settings: Annotated[Settings, arg(name="")]
+        prompt: Positional[tuple[str, ...]] = ("",)
+        """What to paint; several prompts make a sheet."""
+        negative_prompt: str = ""
+        """What guidance leads away from."""
+        model: Annotated[str | None, arg(aliases=["-m"])] = None
+        """A model folder or a training run; without it the shipped model of handwritten digits."""
+        num_images: Annotated[int, arg(aliases=["-n"])] = 1
+        """Pictures of each prompt."""
+        seed: int = 0
+        """Seed of the first picture; the next have the next seeds."""
+        device: str = "cpu"
+        dtype: str = "float32"
+        """float32, bfloat16 or float16: what the networks compute in."""
+        output: Annotated[str, arg(aliases=["-o"])] = "out.png"
+        """A file (several pictures become a sheet), or a folder, ending in /, for one file each."""
+        show: bool = False
+        """Draw the result in the terminal too."""
+
+    known = [_respelled(argument) for argument in arguments]
+    return tyro.cli(Arguments, args=known, default=Arguments(Settings()), prog="limner generate")
+
+
+def _respelled(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    return SPELLINGS.get(name, name) + equals + value
+
+
+def run(arguments: list[str]) -> None:
+    """Parse, paint, save, show."""
+    args = _generate_arguments(arguments)
+    from limner.picture import show, suffix_kind
+    from limner.pipeline import Pipeline
+
+    prompts = list(args.prompt) or [""]
+    if not args.output:
+        raise LimnerError("--output is empty; give a file such as out.png, or a folder ending in /")
+    folder = args.output.endswith("/") or Path(args.output).is_dir()
+    if not folder:
+        suffix_kind(Path(args.output))  # a bad name is told before the painting, not after
+    start = time.perf_counter()
+    pipe = Pipeline.from_pretrained(args.model, device=args.device, dtype=args.dtype)
+    asked: dict[str, Any] = {"negative_prompt": args.negative_prompt, "num_images": args.num_images, "seed": args.seed}
+    with _progress(len(prompts) * args.num_images) as advance:
+        pictures = pipe(prompts, **asked, **vars(args.settings), progress=advance)
+    asked_of = [prompt for prompt in prompts for _ in range(args.num_images)]
+    texts = _parameters(pipe, asked_of, args.negative_prompt, args.seed, args.settings)
+    whole, paths = _write(pictures, asked_of if len(prompts) > 1 else [], texts, args.output, folder)
+    if args.show:
+        print(show(whole))
+    print(f"{', '.join(map(str, paths))}  {len(pictures)} pictures in {time.perf_counter() - start:.2f} s")
+
+
+def _progress(pictures: int):
+    """A progress bar on a terminal: a context that gives the function to call with each `Progress`."""
+    if not sys.stderr.isatty():
+        return nullcontext(None)
+    from contextlib import contextmanager
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    @contextmanager
+    def bar():
+        with Progress(console=Console(stderr=True), transient=True) as shown:
+            task = shown.add_task(f"painting {pictures}", total=None)
+            yield lambda step: shown.update(task, completed=step.step, total=step.steps)
+
+    return bar()
+
+
+def _parameters(pipe: "Pipeline", prompts: list[str], negative: str, seed: int, settings: "Settings") -> list[str]:
+    """The `parameters` text of each picture; the first has the seed, the next the next."""
+    from limner import __version__
+    from limner.picture import parameters_text
+
+    made, scale = pipe.resolve(settings)
+    side = pipe.size
+    before: dict[str, object] = {"Steps": len(made.grid) - 1, "Sampler": made.sampler}
+    before |= {"Schedule type": settings.schedule} if settings.schedule else {}
+    before |= {"CFG scale": f"{scale:g}"}
+    after = {"Size": f"{settings.width or side}x{settings.height or side}", "Model": pipe.name}
+    after |= {"Version": f"limner {__version__}"}
+    return [parameters_text(p, negative, before | {"Seed": seed + k} | after) for k, p in enumerate(prompts)]
+
+
+def _write(
+    pictures: list["Image"], captions: list[str], texts: list[str], output: str, folder: bool
+) -> tuple["Image", list[Path]]:
+    """Save a file each, one picture or one sheet; returns what to show and the paths."""
+    from limner.picture import save, sheet
+
+    several = len(pictures) > 1
+    page = sheet(pictures, captions, scale=max(1, 96 // pictures[0].width)) if several else pictures[0]
+    shown = sheet(pictures) if several else pictures[0]
+    if folder:
+        paths = [Path(output) / f"{i:05d}.png" for i in range(len(pictures))]
+        for path, picture, text in zip(paths, pictures, texts, strict=True):
+            save(picture, path, text)
+        return shown, paths
+    save(page, Path(output), "\n\n".join(texts) if captions else texts[0])
+    return shown, [Path(output)]

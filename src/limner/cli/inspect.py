@@ -1,0 +1,127 @@
+"""limner inspect: what a model is made of, its noise levels, how it reads a text."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from limner.cli.tables import new_table, print_table
+from limner.errors import unknown
+
+if TYPE_CHECKING:
+    from limner.pipeline import Pipeline
+
+
+def run(arguments: list[str]) -> None:
+    """Parse and print a table."""
+    topics: dict[str, Callable[[list[str]], None]] = {
+        "model": inspect_model, "schedule": inspect_schedule, "tokens": inspect_tokens,
+    }  # fmt: skip
+    if not arguments or arguments[0] in ("-h", "--help"):
+        from limner.cli import OVERVIEW
+
+        print(OVERVIEW)
+        return
+    if arguments[0] not in topics:
+        raise unknown("inspect topic", arguments[0], topics)
+    topics[arguments[0]](arguments[1:])
+
+
+def inspect_model(arguments: list[str]) -> None:
+    """Parts, sizes and defaults of a model."""
+    import tyro
+
+    def parse(path: tyro.conf.Positional[str | None] = None) -> str | None:
+        """What a model is made of.
+
+        Args:
+            path: A model folder or a training run; without it the shipped model.
+        """
+        return path
+
+    pipe, table = _open(tyro.cli(parse, args=arguments, prog="limner inspect model")), new_table()
+    for column in ("part", "tensors", "parameters", "configuration"):
+        table.add_column(column)
+    for name, net in (("denoiser", pipe.denoiser), ("text_encoder", pipe.text_encoder), ("vae", pipe.vae)):
+        if net is not None:
+            count = sum(p.numel() for p in net.parameters())
+            numbers = ", ".join(f"{key}={value}" for key, value in vars(net.config).items() if value is not None)
+            table.add_row(name, str(len(net.state_dict())), f"{count:,}", numbers)
+    if pipe.tokenizer is not None:
+        table.add_row("tokenizer", "", "", f"vocab_size={pipe.tokenizer.vocab_size}, length={pipe.tokenizer.length}")
+    table.add_row("scheduler", "", "", ", ".join(f"{key}={value}" for key, value in pipe.scheduler.items()))
+    table.add_row("defaults", "", "", ", ".join(f"{key}={value}" for key, value in pipe.defaults.items()))
+    print_table(table)
+
+
+def inspect_schedule(arguments: list[str]) -> None:
+    """The levels that a picture goes through."""
+    import tyro
+
+    @dataclass(frozen=True)
+    class Arguments:
+        """The noise levels a picture goes through."""
+
+        path: tyro.conf.Positional[str | None] = None
+        """A model folder, a training run or a scheduler_config.json; without it the shipped model."""
+        steps: int | None = None
+        sampler: str | None = None
+        schedule: str | None = None
+        shift: float | None = None
+
+    args = tyro.cli(Arguments, args=arguments, prog="limner inspect schedule")
+    from limner.files import read_json
+    from limner.noise.grids import plan
+    from limner.settings import Settings
+
+    if args.path and args.path.endswith(".json"):
+        made = plan(
+            read_json(Path(args.path)),
+            20 if args.steps is None else args.steps,
+            args.sampler,
+            args.schedule,
+            shift=args.shift,
+        )
+    else:
+        wanted = Settings(steps=args.steps, sampler=args.sampler, schedule=args.schedule, shift=args.shift)
+        made, _ = _open(args.path).resolve(wanted)
+    table = new_table(title=f"{made.sampler}, predicts {made.predicts}, starts at {made.start:g} times unit noise")
+    for column in ("level", "t", "alpha", "sigma", "sigma/alpha", "log(alpha/sigma)"):
+        table.add_column(column, justify="right")
+    for i, level in enumerate(made.grid):
+        numbers = (level.t, level.alpha, level.sigma, level.rho, level.lam)
+        table.add_row(str(i), *(f"{number:.5g}" for number in numbers))
+    print_table(table)
+
+
+def inspect_tokens(arguments: list[str]) -> None:
+    """A text's tokens and their ids."""
+    import tyro
+
+    @dataclass(frozen=True)
+    class Arguments:
+        """How a model reads a text."""
+
+        text: tyro.conf.Positional[str]
+        model: Annotated[str | None, tyro.conf.arg(aliases=["-m"])] = None
+
+    args = tyro.cli(Arguments, args=arguments, prog="limner inspect tokens")
+    from limner.pipeline import find_model
+    from limner.text.tokenizer import Tokenizer
+
+    folder = find_model(args.model)
+    folder = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
+    tokenizer, table = Tokenizer.from_pretrained(folder), new_table()
+    for column in ("place", "token", "id"):
+        table.add_column(column)
+    pieces = tokenizer.pieces(args.text)
+    for place, (piece, number) in enumerate(pieces):
+        table.add_row(str(place), piece, str(number))
+    print_table(table)
+    print(f"{len(pieces)} tokens of {tokenizer.length}")
+
+
+def _open(path: str | None) -> "Pipeline":
+    from limner.pipeline import Pipeline
+
+    return Pipeline.from_pretrained(path)

@@ -1,0 +1,55 @@
+"""limner train: run a recipe."""
+
+import os
+from dataclasses import dataclass
+from typing import Annotated
+
+from limner.errors import LimnerError
+
+
+def run(arguments: list[str]) -> None:
+    """Parse a recipe's changes and run it."""
+    if not arguments or arguments[0].startswith("-"):
+        _list_recipes()
+        return
+    import tyro
+
+    from limner.train.recipe import AutoencoderRecipe, load_recipe
+
+    chosen, told = load_recipe(arguments[0])
+
+    @dataclass(frozen=True)
+    class Arguments:
+        recipe: Annotated[type(chosen), tyro.conf.arg(name="")]  # type: ignore[valid-type]
+        resume: str | None = None
+        """Go on with "latest" in the output folder, or with a checkpoint folder."""
+
+    args = tyro.cli(
+        Arguments, args=arguments[1:], default=Arguments(chosen), prog=f"limner train {arguments[0]}", description=told
+    )
+    try:
+        import datasets  # noqa: F401
+
+        from limner.train.loop import Stopped, train
+    except ImportError as error:
+        raise LimnerError(f"training needs {error.name}; install it with: pip install 'limner[train]'") from error
+    try:
+        train(args.recipe, args.resume)
+    except Stopped as stopped:
+        raise KeyboardInterrupt(str(stopped)) from stopped
+    if os.environ.get("RANK", "0") == "0":
+        use = (
+            "limner train world --autoencoder"
+            if isinstance(chosen, AutoencoderRecipe)
+            else "limner generate PROMPT --model"
+        )
+        print(f"{args.recipe.output}  use it: {use} {args.recipe.output}")
+
+
+def _list_recipes() -> None:
+    from limner.train.recipe import load_recipe, recipe_names
+
+    print("usage: limner train RECIPE [OPTIONS]\n")
+    for name in recipe_names():
+        print(f"  {name:22} {load_recipe(name)[1].splitlines()[0]}")
+    print("\nlimner train RECIPE --help tells every number of it, and what it gave when it was run.")

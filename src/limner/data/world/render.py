@@ -1,0 +1,168 @@
+"""Scenes painted: objects get a place, a radius, a turn and a shade, no two alike, and are drawn in batches.
+
+Units: positions and radii are shares of the picture's side, y downwards.
+"""
+
+import math
+from collections.abc import Sequence
+from random import Random
+from typing import NamedTuple
+
+import numpy as np
+
+from limner.data.world import shapes
+from limner.data.world.scene import COLOURS, PLACES, RELATIONS, SHAPES, SIZES, Group, Scene
+from limner.errors import LimnerError
+
+GAP = 0.05  # least space between two objects
+APART = 0.03  # least space, along its axis, between the two sides of a relation
+SHADE = 12  # colours vary by so much in each channel, of 255
+WOBBLE = 0.045  # an object strays so far from the middle of its place
+
+
+class Object(NamedTuple):
+    """One object, ready to be drawn. `angle` in radians."""
+
+    shape: str
+    x: float
+    y: float
+    radius: float
+    angle: float
+    rgb: tuple[float, float, float]
+
+
+class Layout(NamedTuple):
+    """A picture, ready to be drawn."""
+
+    objects: list[Object]
+    background: tuple[float, float, float]
+
+
+def layout(scene: Scene, random: Random) -> Layout:
+    """Where and how each object of a whole scene is drawn, group after group."""
+    members = [group for group in scene.groups for _ in range(group.count)]
+    radii = [SIZES[group.size or "medium"] * random.uniform(0.94, 1.06) for group in members]
+    spots = _spots(scene, members, radii, random)
+    objects = []
+    for group, radius, (x, y) in zip(members, radii, spots, strict=True):
+        assert group.shape is not None and group.colour is not None
+        turn = math.radians(shapes.TURNS[group.shape])
+        objects.append(Object(group.shape, x, y, radius, random.uniform(-turn, turn), _shade(group.colour, random)))
+    assert scene.background is not None
+    return Layout(objects, _shade(scene.background, random))
+
+
+def _shade(colour: str, random: Random) -> tuple[float, float, float]:
+    red, green, blue = (min(255, max(0, c + random.uniform(-SHADE, SHADE))) for c in COLOURS[colour])
+    return red, green, blue
+
+
+def _spots(scene: Scene, members: list[Group], radii: list[float], random: Random) -> list[tuple[float, float]]:
+    """The middles of the objects: tried at random, and, where that is too tight, on a grid of two by two."""
+    placed = any(group.place for group in members)
+    for attempt in range(300):
+        if attempt % 3 < 2 or placed or len(members) == 1:
+            spots = _scattered(scene, members, radii, random)
+        else:
+            spots = _on_grid(scene, members, random)
+        if _clear(spots, radii) and (scene.relation is None or _related(scene, spots, radii)):
+            return spots
+    raise LimnerError(f"no room was found for the objects of {scene}")
+
+
+def _scattered(scene: Scene, members: list[Group], radii: list[float], random: Random) -> list[tuple[float, float]]:
+    """Each near its place, or anywhere; the groups of a relation on either side of a line drawn at random."""
+    dx, dy = RELATIONS.get(scene.relation or "", (0, 0))
+    line = random.uniform(0.3, 0.7)
+    spots = []
+    for k, (group, radius) in enumerate(zip(members, radii, strict=True)):
+        if group.place is not None:
+            x, y = PLACES[group.place]
+            spots.append((x + random.uniform(-WOBBLE, WOBBLE), y + random.uniform(-WOBBLE, WOBBLE)))
+            continue
+        low, high = radius * 1.1 + 0.01, 0.99 - radius * 1.1
+        side = 1 if k < scene.groups[0].count else -1  # -1: beyond the line, along the relation's axis
+        ends = {0: (low, high), 1: (low, max(low, line - radius)), -1: (min(high, line + radius), high)}
+        spots.append((random.uniform(*ends[side * dx]), random.uniform(*ends[side * dy])))
+    return spots
+
+
+def _on_grid(scene: Scene, members: list[Group], random: Random) -> list[tuple[float, float]]:
+    corners = random.sample([(0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)], len(members))
+    dx, dy = RELATIONS.get(scene.relation or "", (0, 0))
+    spots = []
+    for group, (x, y) in zip(members, corners, strict=True):
+        if group.count == 1 and len(members) > 2:  # a single one stands opposite the middle of the others
+            x, y = (0.5 if dy else x), (0.5 if dx else y)
+        spots.append((x + random.uniform(-0.01, 0.01), y + random.uniform(-0.01, 0.01)))
+    return spots
+
+
+def _clear(spots: Sequence[tuple[float, float]], radii: Sequence[float]) -> bool:
+    for i in range(len(spots)):
+        for j in range(i):
+            apart = 1.08 * (radii[i] + radii[j]) + GAP
+            if (spots[i][0] - spots[j][0]) ** 2 + (spots[i][1] - spots[j][1]) ** 2 < apart * apart:
+                return False
+    return True
+
+
+def _related(scene: Scene, spots: Sequence[tuple[float, float]], radii: Sequence[float]) -> bool:
+    """Whether the first group stands clearly in the relation to the second: along its axis, and not across it."""
+    assert scene.relation is not None
+    dx, dy = RELATIONS[scene.relation]
+    n = scene.groups[0].count
+    along = [x * dx + y * dy for x, y in spots]
+    across = [x * abs(dy) + y * abs(dx) for x, y in spots]
+    space = min(a - r for a, r in zip(along[n:], radii[n:], strict=True))
+    space -= max(a + r for a, r in zip(along[:n], radii[:n], strict=True))
+    far = sum(along[n:]) / len(along[n:]) - sum(along[:n]) / n
+    aside = abs(sum(across[n:]) / len(across[n:]) - sum(across[:n]) / n)
+    return space > APART and aside < 0.55 * far
+
+
+def draw(layouts: Sequence[Layout], size: int) -> np.ndarray:
+    """The pictures, anti-aliased: uint8 (B, size, size, 3)."""
+    margin = _window(max(SIZES.values()) * 1.06, size)
+    side = size + 2 * margin  # so that no window is cut
+    pictures = np.empty((len(layouts), side, side, 3), np.float32)
+    pictures[:] = np.array([each.background for each in layouts], np.float32)[:, None, None]
+    # Drawn together: objects in a window of one size, each in a picture of its own.
+    batches: dict[tuple[int, int], list[tuple[int, Object]]] = {}
+    for row, each in enumerate(layouts):
+        for slot, thing in enumerate(each.objects):
+            batches.setdefault((slot, _window(thing.radius, size)), []).append((row, thing))
+    for (_, window), members in sorted(batches.items()):
+        _blend(pictures, margin, size, window, members)
+    inner = pictures[:, margin : margin + size, margin : margin + size]
+    return (inner + 0.5).astype(np.uint8)
+
+
+def _window(radius: float, size: int) -> int:
+    """Side in pixels of a square that holds an object wherever its middle falls, rounded up to few distinct values."""
+    step = max(4, size // 16)
+    return math.ceil((2 * shapes.REACH * radius * size + 2) / step) * step
+
+
+def _blend(pictures: np.ndarray, margin: int, size: int, window: int, members: list[tuple[int, Object]]) -> None:
+    rows = np.array([row for row, _ in members])
+    shape = np.array([SHAPES.index(thing.shape) for _, thing in members], np.int32)[:, None, None]
+    x, y, radius, angle = np.array([thing[1:5] for _, thing in members], np.float32).T
+    left, top = (np.floor(c * size - window / 2).astype(np.int32) for c in (x, y))
+    pixels = radius * size
+    grid = np.arange(window)
+    dx = (grid + np.float32(0.5) + (left - x * size)[:, None]) / pixels[:, None]  # (b, window)
+    dy = (grid + np.float32(0.5) + (top - y * size)[:, None]) / pixels[:, None]
+    cos, sin = np.cos(angle)[:, None, None], np.sin(angle)[:, None, None]
+    u = cos * dx[:, None, :] + sin * dy[:, :, None]  # turned back by the object's angle
+    v = cos * dy[:, :, None] - sin * dx[:, None, :]
+    cover = shapes.coverage(shape, u, v, pixels[:, None, None])[..., None]  # (b, window, window, 1)
+    where = (rows[:, None, None], (top[:, None] + margin + grid)[:, :, None], (left[:, None] + margin + grid)[:, None])
+    under = pictures[where]
+    rgb = np.array([thing.rgb for _, thing in members], np.float32)[:, None, None]
+    pictures[where] = under + cover * (rgb - under)
+
+
+def render(scenes: Sequence[Scene], size: int, seeds: Sequence[int]) -> np.ndarray:
+    """Whole scenes -> pictures, uint8 (B, size, size, 3); one seed a picture decides all that is left open."""
+    return draw([layout(scene, Random(seed)) for scene, seed in zip(scenes, seeds, strict=True)], size)

@@ -1,0 +1,1 @@
+"""What was painted, judged: `grade` (a picture against its prompt, claim by claim)."""

@@ -1,0 +1,301 @@
+"""The KL autoencoder of latent diffusion (Rombach et al. 2022, section 3.1), with diffusers' state-dict names.
+
+Stable Diffusion 1.x, 2.x, XL, SD3 and Flux paint in its latents. It is a variational autoencoder (Kingma & Welling
+2014): a picture is encoded to a Gaussian over latents, and a latent decoded to a picture.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from limner.errors import LimnerError
+from limner.nets.layers import attention, merge_heads, split_heads
+
+BLOCK_TYPES = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}  # one a level
+# What diffusers lets a config.json say and this network cannot be told: only these values are read.
+FIXED = {"_class_name": "AutoencoderKL", "act_fn": "silu", "latents_mean": None, "latents_std": None}
+
+
+@dataclass(frozen=True)
+class AutoencoderKLConfig:
+    """The numbers of one autoencoder, under diffusers' names and with its defaults.
+
+    `block_out_channels` are the widths from the full size down, each level half the size of the one before;
+    `shift_factor` is None where latents are only scaled.
+    """
+
+    in_channels: int = 3
+    out_channels: int = 3
+    block_out_channels: tuple[int, ...] = (64,)
+    layers_per_block: int = 1
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    scaling_factor: float = 0.18215
+    shift_factor: float | None = None
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.block_out_channels, tuple) or not self.block_out_channels:
+            raise LimnerError(f"block_out_channels must give a width for each level, not {self.block_out_channels!r}")
+        names = ("in_channels", "out_channels", "layers_per_block", "latent_channels", "norm_num_groups")
+        counts = [(name, getattr(self, name)) for name in names]
+        for name, value in counts + [("block_out_channels", width) for width in self.block_out_channels]:
+            if type(value) is not int or value < 1:
+                raise LimnerError(f"{name} must be a whole number of at least 1, not {value!r}")
+        groups = self.norm_num_groups
+        for width in self.block_out_channels:
+            if width % groups:
+                raise LimnerError(f"block_out_channels {width} is not divisible by norm_num_groups {groups}")
+        if not _is_number(self.scaling_factor) or self.scaling_factor <= 0:
+            raise LimnerError(f"scaling_factor must be a number above 0, not {self.scaling_factor!r}")
+        if self.shift_factor is not None and not _is_number(self.shift_factor):
+            raise LimnerError(f"shift_factor must be a number or null, not {self.shift_factor!r}")
+
+    @classmethod
+    def from_dict(cls, config: dict[str, Any]) -> AutoencoderKLConfig:
+        """From diffusers' config.json; keys that are not about the network are ignored, other kinds refused."""
+        for name, value in FIXED.items():
+            if config.get(name, value) != value:
+                raise LimnerError(f"an autoencoder with {name} {config[name]!r} is not supported, only {value!r}")
+        known = {field.name: config[field.name] for field in fields(cls) if field.name in config}
+        if isinstance(known.get("block_out_channels"), list):
+            known["block_out_channels"] = tuple(known["block_out_channels"])
+        made = cls(**known)
+        for name, usual in made._block_types().items():
+            if config.get(name) not in (None, usual, tuple(usual)):
+                raise LimnerError(f"an autoencoder with {name} {config[name]!r} is not supported, only {usual!r}")
+        return made
+
+    def to_dict(self) -> dict[str, Any]:
+        """A config.json that `from_dict` and diffusers' `AutoencoderKL.from_config` read back."""
+        return FIXED | self._block_types() | asdict(self) | {"block_out_channels": list(self.block_out_channels)}
+
+    def _block_types(self) -> dict[str, list[str]]:
+        return {name: [value] * len(self.block_out_channels) for name, value in BLOCK_TYPES.items()}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+class Posterior(NamedTuple):
+    """q(z|x), a Gaussian with a diagonal covariance: `mean` and `logvar`, each (B, C, h, w)."""
+
+    mean: Tensor
+    logvar: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Unit noise (B, C, h, w) -> a draw of the latents (Kingma & Welling 2014, section 2.4)."""
+        return self.mean + torch.exp(0.5 * self.logvar) * noise
+
+    def kl(self) -> Tensor:
+        """KL(q(z|x) || N(0, 1)) in nats, summed over C, h and w: (B,), float32 (Kingma & Welling 2014, appendix B)."""
+        mean, logvar = self.mean.float(), self.logvar.float()
+        # expm1: near the unit Gaussian the terms cancel to far below the rounding of exp(logvar)
+        return 0.5 * (mean.square() + (torch.expm1(logvar) - logvar)).sum(dim=(1, 2, 3))
+
+
+def _norm(channels: int, groups: int) -> nn.GroupNorm:
+    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+def _conv3(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
+
+
+class ResnetBlock(nn.Module):
+    """x (B, C, H, W) -> (B, D, H, W): norm, SiLU and convolution twice, beside a skip (1x1 where D is not C)."""
+
+    def __init__(self, inputs: int, outputs: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = _norm(inputs, groups)
+        self.conv1 = _conv3(inputs, outputs)
+        self.norm2 = _norm(outputs, groups)
+        self.conv2 = _conv3(outputs, outputs)
+        self.conv_shortcut = nn.Conv2d(inputs, outputs, kernel_size=1) if inputs != outputs else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))  # (B, D, H, W)
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class SpatialAttention(nn.Module):
+    """x (B, C, H, W) -> the same shape: every place asks every other, with one head, beside a skip."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.group_norm = _norm(channels, groups)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])  # a list, for the published name to_out.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.group_norm(x).flatten(2).transpose(1, 2)  # (B, H*W, C)
+        q, k, v = (split_heads(proj(h), 1) for proj in (self.to_q, self.to_k, self.to_v))  # (B, 1, H*W, C)
+        h = self.to_out[0](merge_heads(attention(q, k, v)))  # (B, H*W, C)
+        return x + h.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class MidBlock(nn.Module):
+    """x (B, C, H, W) -> the same shape, at the smallest size, where far parts of a picture meet in attention."""
+
+    def __init__(self, channels: int, groups: int, attends: bool) -> None:
+        super().__init__()
+        self.attentions = nn.Sequential(*([SpatialAttention(channels, groups)] if attends else []))
+        self.resnets = nn.ModuleList(ResnetBlock(channels, channels, groups) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.resnets[1](self.attentions(self.resnets[0](x)))
+
+
+class Downsample(nn.Module):
+    """x (B, C, H, W) -> (B, C, H/2, W/2)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, kernel_size=3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Padded at the right and bottom only, as latent diffusion was trained.
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """x (B, C, H, W) -> (B, C, 2H, 2W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = _conv3(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def _resnets(inputs: int, outputs: int, count: int, groups: int) -> nn.Sequential:
+    return nn.Sequential(*(ResnetBlock(outputs if i else inputs, outputs, groups) for i in range(count)))
+
+
+class DownBlock(nn.Module):
+    """x (B, C, H, W) -> (B, D, H/2, W/2), or (B, D, H, W) in the last one."""
+
+    def __init__(self, inputs: int, outputs: int, config: AutoencoderKLConfig, last: bool) -> None:
+        super().__init__()
+        self.resnets = _resnets(inputs, outputs, config.layers_per_block, config.norm_num_groups)
+        self.downsamplers = nn.Sequential(*([] if last else [Downsample(outputs)]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.downsamplers(self.resnets(x))
+
+
+class UpBlock(nn.Module):
+    """x (B, C, H, W) -> (B, D, 2H, 2W), or (B, D, H, W) in the last one."""
+
+    def __init__(self, inputs: int, outputs: int, config: AutoencoderKLConfig, last: bool) -> None:
+        super().__init__()
+        self.resnets = _resnets(inputs, outputs, config.layers_per_block + 1, config.norm_num_groups)
+        self.upsamplers = nn.Sequential(*([] if last else [Upsample(outputs)]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.upsamplers(self.resnets(x))
+
+
+def _steps(widths: Sequence[int]) -> list[tuple[int, int, bool]]:
+    """The (inputs, outputs, last) of a block per width; the first keeps its width."""
+    pairs = enumerate(pairwise([widths[0], *widths]), start=1)
+    return [(inputs, outputs, i == len(widths)) for i, (inputs, outputs) in pairs]
+
+
+class Encoder(nn.Module):
+    """Pictures (B, in_channels, H, W) -> the posterior's moments (B, 2 * latent_channels, H/factor, W/factor)."""
+
+    def __init__(self, config: AutoencoderKLConfig) -> None:
+        super().__init__()
+        widths, groups = config.block_out_channels, config.norm_num_groups
+        self.conv_in = _conv3(config.in_channels, widths[0])
+        self.down_blocks = nn.Sequential(*(DownBlock(i, o, config, last) for i, o, last in _steps(widths)))
+        self.mid_block = MidBlock(widths[-1], groups, config.mid_block_add_attention)
+        self.conv_norm_out = _norm(widths[-1], groups)
+        self.conv_out = _conv3(widths[-1], 2 * config.latent_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mid_block(self.down_blocks(self.conv_in(x)))
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class Decoder(nn.Module):
+    """Latents (B, latent_channels, h, w) -> pictures (B, out_channels, h * factor, w * factor)."""
+
+    def __init__(self, config: AutoencoderKLConfig) -> None:
+        super().__init__()
+        widths, groups = config.block_out_channels[::-1], config.norm_num_groups
+        self.conv_in = _conv3(config.latent_channels, widths[0])
+        self.mid_block = MidBlock(widths[0], groups, config.mid_block_add_attention)
+        self.up_blocks = nn.Sequential(*(UpBlock(i, o, config, last) for i, o, last in _steps(widths)))
+        self.conv_norm_out = _norm(widths[-1], groups)
+        self.conv_out = _conv3(widths[-1], config.out_channels)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.up_blocks(self.mid_block(self.conv_in(z)))
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class AutoencoderKL(nn.Module):
+    """Pictures (B, C, H, W), in [-1, 1] in the published models, to latents (B, c, H/factor, W/factor) and back.
+
+    What `encode` gives and `decode` takes is the autoencoder's own scale; a denoiser works on `to_latents` of it,
+    which has about unit variance (Rombach et al. 2022, section 4.3.2).
+    """
+
+    def __init__(self, config: AutoencoderKLConfig) -> None:
+        super().__init__()
+        self.config = config
+        latent = config.latent_channels
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, kernel_size=1) if config.use_quant_conv else None
+        self.post_quant_conv = nn.Conv2d(latent, latent, kernel_size=1) if config.use_post_quant_conv else None
+
+    @property
+    def factor(self) -> int:
+        """Pixels on the side of one latent."""
+        return 2 ** (len(self.config.block_out_channels) - 1)
+
+    def encode(self, x: Tensor) -> Posterior:
+        """Pictures (B, in_channels, H, W) -> the posterior of their latents, each part (B, latent_channels, h, w)."""
+        self._check("pictures", x, self.config.in_channels)
+        (height, width), factor = x.shape[2:], self.factor
+        if height % factor or width % factor:
+            raise LimnerError(f"a picture of {width}x{height} cannot be encoded: its sides must divide by {factor}")
+        h = self.encoder(x)
+        mean, logvar = (h if self.quant_conv is None else self.quant_conv(h)).chunk(2, dim=1)  # each (B, c, h, w)
+        return Posterior(mean, logvar.clamp(-30.0, 20.0))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents (B, latent_channels, h, w) -> pictures (B, out_channels, h * factor, w * factor), not clipped."""
+        self._check("latents", z, self.config.latent_channels)
+        return self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
+
+    def to_latents(self, z: Tensor) -> Tensor:
+        """From the autoencoder's scale to the denoiser's."""
+        return (z - (self.config.shift_factor or 0.0)) * self.config.scaling_factor
+
+    def from_latents(self, z: Tensor) -> Tensor:
+        """From the denoiser's scale to the autoencoder's."""
+        return z / self.config.scaling_factor + (self.config.shift_factor or 0.0)
+
+    @staticmethod
+    def _check(what: str, x: Tensor, channels: int) -> None:
+        if x.ndim != 4 or x.shape[1] != channels or 0 in x.shape:
+            raise LimnerError(f"this autoencoder takes {what} of shape (B, {channels}, H, W), not {tuple(x.shape)}")

@@ -1,0 +1,95 @@
+"""Pictures encoded once: the latents of a collection, in memory and in a file, in place of the pictures."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+
+import torch
+from torch import Tensor
+
+from limner.data.pictures import Collection, Loaded, epoch_order
+from limner.errors import LimnerError
+from limner.nets.vae import AutoencoderKL
+from limner.weights.file import read_tensors, write_tensors
+
+CHUNK = 256  # pictures encoded together
+
+
+def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """uint8 pictures (B, C, H, W) -> their latents on the denoiser's scale (B, c, h, w), float32.
+
+    The posterior's mean: its spread is far below what the decoder tells apart.
+    """
+    x = images.float() / 127.5 - 1
+    with torch.no_grad():
+        mean = vae.encode(x.contiguous(memory_format=torch.channels_last)).mean
+    return vae.to_latents(mean.float()).contiguous()
+
+
+class Latents:
+    """The latents of `count` pictures of a collection, which keeps the captions.
+
+    They are computed once and kept in `file` (float16), which is read again by a run with the same autoencoder and
+    the same pictures, and replaced by any other.
+    """
+
+    def __init__(
+        self, pictures: Collection, vae: AutoencoderKL, size: int, channels: int, count: int, seed: int, file: Path,
+        device: torch.device, say: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self.pictures, self.where = pictures, pictures.where
+        count = min(count, len(pictures))
+        key = fingerprint(vae, pictures, size, channels, count, seed)
+        stored = read_tensors(file) if file.is_file() else {}
+        if stored.get("fingerprint") is None or bytes(stored["fingerprint"].tolist()) != key:
+            say(f"encoding {count} pictures, once, into {file}" + (", which held others" if stored else ""))
+            stored = {"fingerprint": torch.tensor(list(key), dtype=torch.uint8)}
+            stored |= _encode_all(pictures, vae, size, channels, count, seed, device)
+            write_tensors(file, stored)
+        self.latents, self.indices = stored["latents"], stored["indices"].tolist()
+        labels = pictures.labels
+        self.labels = None if labels is None else [labels[index] for index in self.indices]
+        self.label_names = pictures.label_names
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def name(self, index: int) -> str:
+        return self.pictures.name(self.indices[index])
+
+    def order(self, position: int, seed: int) -> int:
+        n = len(self)
+        return int(epoch_order(n, seed, position // n)[position % n])
+
+    def say(self, index: int, random: Random) -> str:
+        return self.pictures.say(self.indices[index], random)
+
+    def load(self, indices: Sequence[int], size: int, channels: int) -> Loaded:
+        """The latents at `indices`, float32 (B, c, h, w)."""
+        return Loaded(self.latents[list(indices)].float(), list(indices), [])
+
+    def all_captions(self) -> list[str]:
+        return self.pictures.all_captions()
+
+
+def fingerprint(vae: AutoencoderKL, pictures: Collection, size: int, channels: int, count: int, seed: int) -> bytes:
+    """32 bytes that change with the autoencoder's weights and with what is encoded."""
+    digest = hashlib.sha256(repr((vae.config, pictures.where, len(pictures), size, channels, count, seed)).encode())
+    for name, tensor in sorted(vae.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.digest()
+
+
+def _encode_all(
+    pictures: Collection, vae: AutoencoderKL, size: int, channels: int, count: int, seed: int, device: torch.device
+) -> dict[str, Tensor]:
+    latents, indices = [], []
+    for start in range(0, count, CHUNK):
+        wanted = [pictures.order(position, seed) for position in range(start, min(count, start + CHUNK))]
+        images, good, broken = pictures.load(wanted, size, channels)
+        if len(broken) > len(wanted) // 2:
+            raise LimnerError(f"most pictures near {broken[0]} cannot be read")
+        latents.append(encode(vae, images.to(device)).half().cpu())
+        indices += good
+    return {"latents": torch.cat(latents), "indices": torch.tensor(indices)}
