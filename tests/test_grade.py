@@ -116,6 +116,11 @@ def test_places_part_halfway():
         assert find(draw([drawn], 64)[0]).objects[0].place == place
 
 
+def test_sizes_part_at_the_geometric_mean():
+    for radius, size in ((0.110, "small"), (0.116, "medium"), (0.155, "medium"), (0.161, "large")):
+        assert find(paint(("square", "red", radius))).objects[0].size == size
+
+
 def test_an_empty_picture_has_no_objects():
     assert find(paint(background="green")) == Seen("green", [])
 

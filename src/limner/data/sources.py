@@ -23,8 +23,9 @@ LABEL_COLUMNS = ("label", "labels", "class")
 class Source:
     """The pictures to train on."""
 
-    name: str = "mnist"  # world, emoji, mnist, cifar10, a data set of the Hub (owner/name[:config]), or a mixture of
-    # names and paths, with weights that sum to 1: world=0.6,mnist=0.2,emoji=0.2. Not used where a path is given
+    name: str = "mnist"  # world (world:one for one kind of scene), emoji, mnist, cifar10, a data set of the Hub
+    # (owner/name[:config]), or a mixture of names and paths, with weights that sum to 1: world=0.6,mnist=0.2,emoji=0.2.
+    # Not used where a path is given
     path: str | None = None  # local pictures: a folder of Parquet files, one .parquet file, or a folder of pictures
     split: str = "train"  # of the Hub data set, of files called SPLIT-*.parquet, or the folder SPLIT/
     image_column: str | None = None  # the column of pictures; found by its type when not given
@@ -58,8 +59,9 @@ def open_source(config: Source, captions: bool = True) -> Collection:
 def _named(config: Source, captions: bool) -> Collection:
     if "=" in config.name:
         return _mixture(config, captions)
-    if config.name == "world":
-        return World(seed=SPLITS.index(config.split) if config.split in SPLITS else 0)
+    name, _, kind = config.name.partition(":")
+    if name == "world":
+        return World(seed=SPLITS.index(config.split) if config.split in SPLITS else 0, kind=kind or None)
     if config.name == "emoji":
         from limner.data.emoji import Emoji
 

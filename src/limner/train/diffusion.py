@@ -28,6 +28,8 @@ class Diffusion:
         self.trained = make_loss(recipe, self.pipeline)
         self.network: nn.Module = self.pipeline.denoiser
         self.reader = self._reader()
+        kind = recipe.data.name.partition(":")[2]  # world:one
+        self.kinds = [kind] if kind in KINDS else list(KINDS)
         self.prompts = list(recipe.sample_prompts) or self._prompts(pictures)
 
     def _reader(self) -> Reader | None:
@@ -93,7 +95,7 @@ class Diffusion:
         """The share of fresh world prompts that are obeyed, by kind; nothing unless the recipe asks for it."""
         if not self.recipe.grade:
             return {}
-        judged = {kind: prompts(kind, self.recipe.grade, held_out=False) for kind in KINDS}
+        judged = {kind: prompts(kind, self.recipe.grade, held_out=False) for kind in self.kinds}
         return {f"obeyed_{kind}": self._obeyed(model, asked) for kind, asked in judged.items()}
 
     def _obeyed(self, model: Pipeline, asked: list[str], at_once: int = 50) -> float:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from limner.data.pictures import Loaded
 from limner.data.world.grammar import caption
-from limner.data.world.scene import Scene, partial, random_held_out, random_scene
-from limner.errors import LimnerError
+from limner.data.world.scene import KINDS, Scene, partial, random_held_out, random_scene
+from limner.errors import LimnerError, unknown
 from limner.files import write_atomically
 
 if TYPE_CHECKING:
@@ -25,17 +25,19 @@ SHARES = (0.3, 0.6, 0.9)  # how much a caption says of what may be left open
 class World:
     """A map-style data set of `count` pictures; picture k is drawn from (seed, k) alone.
 
-    No picture shows what `scene.held_out` names, unless `kind` asks for held-out scenes of one kind.
+    No picture shows what `scene.held_out` names. `kind` is one of scene.KINDS, or None for all of them.
     """
 
-    where = "the captioned world"
     labels: list[int] | None = None
     label_names: list[str] | None = None
 
-    def __init__(self, count: int = ENDLESS, seed: int = 0) -> None:
+    def __init__(self, count: int = ENDLESS, seed: int = 0, kind: str | None = None) -> None:
+        if kind is not None and kind not in KINDS:
+            raise unknown("kind of world", kind, KINDS)
         if count < 1 or seed < 0:
             raise LimnerError(f"a world needs at least one picture and a seed from 0, not {count} and {seed}")
-        self.count, self.seed = count, seed
+        self.count, self.seed, self.kind = count, seed, kind
+        self.where = "the captioned world" + (f" ({kind})" if kind else "")
 
     def __len__(self) -> int:
         return self.count
@@ -50,7 +52,7 @@ class World:
 
     def scene(self, index: int) -> Scene:
         """The whole scene of picture `index`."""
-        return random_scene(self._random(index, 0))
+        return random_scene(self._random(index, 0), self.kind)
 
     def say(self, index: int, random: Random) -> str:
         """One of the many captions of picture `index`, which says some of what it shows."""

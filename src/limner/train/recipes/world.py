@@ -1,4 +1,9 @@
-"""Composition: the recipe of the shipped model, in the latents of `world-vae`."""
+"""Composition, and digits, at 64x64 pixels, in the latents of the shipped autoencoder (`world-vae`).
+
+Run in part on two CPU cores (Xeon with AMX, bfloat16, shared with other work): 650 of 20,000 steps of 64, 85 to 113
+images/s, with 20,000 kept latents and a constant rate. Mean loss over 50 steps: 1.8204 at step 50, 0.4923 at 300,
+0.3473 at 650. No prompt was obeyed yet at step 400.
+"""
 
 from limner.data.sources import Source
 from limner.train.recipe import Recipe, TextEncoder, Transformer
