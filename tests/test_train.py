@@ -20,6 +20,7 @@ from limner.errors import LimnerError
 from limner.nets.dit import DiT, DiTConfig
 from limner.noise import paths
 from limner.pipeline import Pipeline, save_autoencoder
+from limner.settings import Settings
 from limner.train import checkpoint
 from limner.train.loop import Stopped, Trainer, generator_of, learning_rate, make_task, update_average
 from limner.train.loss import DiffusionLoss, Words
@@ -425,3 +426,25 @@ def test_shipped_recipes(shared_data: Path, tmp_path: Path) -> None:
         task = make_task(recipe, open_source(data, captions=getattr(recipe, "condition", "none") == "text"), None)
         sizes[name] = sum(p.numel() for p in task.network.parameters())
     assert sizes["cifar10-text"] == pytest.approx(9.75e6, rel=0.01)
+
+
+def test_shift_moves_times_and_levels_towards_noise(recipe: Recipe) -> None:
+    """Training times are the shifted uniform draws, and the model samples along the grid shifted alike."""
+    seen = []
+
+    class Spy(DiT):
+        def forward(self, x, t, labels=None, text=None):
+            seen.append(t)
+            return torch.zeros_like(x)
+
+    loss = DiffusionLoss(Spy(DiTConfig(8, 3, 4, 32, 1, 2)), None, paths.path("flow"), "flow", shift=3.0)
+    loss(torch.zeros(500, 3, 8, 8), torch.Generator().manual_seed(3))
+    u = torch.rand(500, generator=torch.Generator().manual_seed(3))
+    assert torch.allclose(seen[0], 1000 * 3 * u / (1 + 2 * u)) and seen[0].mean() > 600
+    made, _ = trainer(replace(recipe, shift=3.0)).result.resolve(Settings(steps=4))
+    least = 3 * 0.001 / (1 + 2 * 0.001)  # diffusers' scheduler shifts its lowest level too, before it spaces them
+    wanted = [3 * s / (1 + 2 * s) for s in torch.linspace(1, least, 4).tolist()]
+    assert [level.sigma for level in made.grid[:-1]] == pytest.approx(wanted, abs=1e-5)
+    for bad in ({"shift": 0.0}, {"shift": 2.0, "path": "cosine", "predicts": "eps"}):
+        with pytest.raises(LimnerError, match="shift must be more than 0, and 1 but for the flow path"):
+            replace(recipe, **bad)

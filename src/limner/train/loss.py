@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from limner.errors import LimnerError
 from limner.nets.dit import DiT
+from limner.noise.grids import towards_noise
 from limner.noise.paths import Path
 from limner.noise.predict import prediction
 from limner.text.clip import CLIPTextModel
@@ -24,11 +25,18 @@ class DiffusionLoss(nn.Module):
     """Everything that is trained, and the loss it is trained by; one module, so that wrappers see one forward."""
 
     def __init__(
-        self, denoiser: DiT, text_encoder: CLIPTextModel | None, path: Path, predicts: str, times: str = "uniform"
+        self,
+        denoiser: DiT,
+        text_encoder: CLIPTextModel | None,
+        path: Path,
+        predicts: str,
+        times: str = "uniform",
+        shift: float = 1.0,
     ) -> None:
         super().__init__()
         self.denoiser, self.text_encoder = denoiser, text_encoder
         self.path, self.predicts, self.time_law = path, prediction(predicts), times
+        self.shift = shift
 
     def forward(
         self, x0: Tensor, generator: torch.Generator, labels: Tensor | None = None, words: Words | None = None
@@ -40,7 +48,7 @@ class DiffusionLoss(nn.Module):
         u = torch.rand(len(x0), generator=generator)
         if self.time_law == "logit_normal":
             u = torch.sigmoid(torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)))
-        t = self.path.times(u).to(x0.device)
+        t = self.path.times(towards_noise(u, self.shift)).to(x0.device)
         eps = torch.randn(x0.shape, generator=generator).to(x0.device)
         alpha, sigma = (c[:, None, None, None] for c in self.path.coefficients(t))
         f0, f1 = self.predicts.target(alpha, sigma)

@@ -143,6 +143,9 @@ class Recipe(Run):
     predicts: Literal["flow", "eps", "v", "sample"] = "flow"
     times: Literal["uniform", "logit_normal"] = "uniform"
     """How training times are drawn (logit_normal: Esser et al. 2024)."""
+    shift: float = 1.0
+    """Moves the training times and the sampling levels of the flow path towards noise, where what is painted where is
+    decided (Esser et al. 2024, equation 23)."""
     dropout: float = 0.1
     """Share of pictures that lose their caption or class, for guidance."""
     sample_prompts: tuple[str, ...] = ()
@@ -158,6 +161,8 @@ class Recipe(Run):
         super().__post_init__()
         self.at_least({"sample_steps": 1, "grade": 0, "cache": 0})
         self.share("dropout")
+        if not 0 < self.shift < float("inf") or (self.shift != 1 and self.path != "flow"):
+            raise LimnerError(f"shift must be more than 0, and 1 but for the flow path, not {self.shift}")
         if self.cache and self.autoencoder is None:
             raise LimnerError("--cache keeps latents: give an --autoencoder, or leave it out")
         if self.cache and self.flip:

@@ -122,6 +122,8 @@ def make_pipeline(recipe: Recipe, pictures: Collection, start: Path | None = Non
         )
     )
     scheduler = dict(SCHEDULERS[recipe.path])
+    if recipe.path == "flow":
+        scheduler["shift"] = recipe.shift
     if recipe.path != "flow":
         scheduler |= {"prediction_type": PREDICTION_TYPES[recipe.predicts], "clip_sample": True}
     elif recipe.predicts != "flow":
@@ -154,4 +156,6 @@ def _check_classes(pictures: Collection, names: list[str], start: Path | None) -
 def make_loss(recipe: Recipe, pipeline: Pipeline) -> DiffusionLoss:
     """What is trained: the pipeline's denoiser and, unless it is pretrained, its text encoder."""
     encoder = None if recipe.text.pretrained is not None else pipeline.text_encoder
-    return DiffusionLoss(pipeline.denoiser, encoder, paths.path(recipe.path), recipe.predicts, recipe.times)
+    return DiffusionLoss(
+        pipeline.denoiser, encoder, paths.path(recipe.path), recipe.predicts, recipe.times, recipe.shift
+    )

@@ -18,6 +18,7 @@ RECIPE = Recipe(
     text=TextEncoder(hidden_size=128, layers=3, num_heads=4, length=48, vocab_size=1000),
     steps=20_000,
     batch_size=64,
+    shift=3.0,
     lr=1e-3,
     warmup=300,
     schedule="cosine",
