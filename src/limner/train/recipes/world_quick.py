@@ -1,4 +1,10 @@
-"""One object of any shape, colour, size and place, obeyed after half an hour: 32x32 pixels, no autoencoder."""
+"""One object of any shape, colour, size and place: 32x32 pixels, no autoencoder. Meant to obey within half an hour.
+
+Run in part on two CPU cores (Xeon with AMX, bfloat16, shared with other work): 1,700 of 6,000 steps of 64 in 13
+minutes, 90 to 190 images/s. Mean loss over 50 steps: 0.1378 at step 500, 0.0945 at 1,100, 0.0833 at 1,700. Backgrounds
+are those asked for; objects are specks, and no prompt is obeyed yet. At step 1,000 the loss at pure noise is 0.22 with
+the right words and 0.51 with none; without the shift it was 0.39 and 0.51.
+"""
 
 from limner.data.sources import Source
 from limner.train.recipe import Recipe, TextEncoder, Transformer
