@@ -380,7 +380,7 @@ def test_two_processes_make_one_run(recipe: Recipe) -> None:
     command += ["--model.hidden-size", "32", "--model.num-heads", "2", "--sample-prompts", "a red picture"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("paint with it") == 1 and done.stderr.count("step 3 ") == 1
+    assert done.stdout.count("use it: limner generate") == 1 and done.stderr.count("step 3 ") == 1
     assert [p.name for p in Path(recipe.output).glob("checkpoint-*")] == ["checkpoint-3"]
 
 
