@@ -233,6 +233,22 @@ def test_classes_and_none(recipe: Recipe, tmp_path: Path) -> None:
         plain("", steps=2, guidance_scale=4.0)
 
 
+def test_training_starts_from_another_model(recipe: Recipe, tmp_path: Path) -> None:
+    """Its weights and its tokenizer, whatever the new captions are; its optimiser and its step count stay behind."""
+    first = trainer(replace(recipe, steps=3)).run()
+    again = replace(recipe, init=recipe.output, output=str(tmp_path / "again"), seed=5)
+    begun = trainer(again)
+    assert begun.step == 0
+    assert_equal(begun.result.denoiser.state_dict(), first.denoiser.state_dict())
+    assert_equal(begun.result.text_encoder.state_dict(), first.text_encoder.state_dict())
+    assert begun.result.tokenizer.encode(["a seven"])[0].tolist() == first.tokenizer.encode(["a seven"])[0].tolist()
+    wider = replace(again, model=replace(recipe.model, depth=recipe.model.depth + 1))
+    with pytest.raises(LimnerError, match=r"--init .*: its denoiser is DiTConfig.*the recipe's is DiTConfig"):
+        trainer(wider)
+    with pytest.raises(LimnerError, match="no model at"):
+        trainer(replace(again, init=str(tmp_path / "nowhere")))
+
+
 def test_only_the_newest_checkpoints_are_kept(recipe: Recipe) -> None:
     trainer(replace(recipe, keep=2, save_every=2)).run()
     assert sorted(p.name for p in Path(recipe.output).glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]

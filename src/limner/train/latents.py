@@ -84,12 +84,14 @@ def fingerprint(vae: AutoencoderKL, pictures: Collection, size: int, channels: i
 def _encode_all(
     pictures: Collection, vae: AutoencoderKL, size: int, channels: int, count: int, seed: int, device: torch.device
 ) -> dict[str, Tensor]:
-    latents, indices = [], []
+    height = size // vae.factor
+    latents = torch.empty(count, vae.config.latent_channels, height, height, dtype=torch.float16)
+    indices: list[int] = []
     for start in range(0, count, CHUNK):
         wanted = [pictures.order(position, seed) for position in range(start, min(count, start + CHUNK))]
         images, good, broken = pictures.load(wanted, size, channels)
         if len(broken) > len(wanted) // 2:
             raise LimnerError(f"most pictures near {broken[0]} cannot be read")
-        latents.append(encode(vae, images.to(device)).half().cpu())
+        latents[start : start + len(images)] = encode(vae, images.to(device))
         indices += good
-    return {"latents": torch.cat(latents), "indices": torch.tensor(indices)}
+    return {"latents": latents, "indices": torch.tensor(indices)}

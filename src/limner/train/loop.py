@@ -126,7 +126,8 @@ class Trainer:
             self._say(f"this device has no {recipe.precision}: training in float32")
         self.pictures = open_source(recipe.data, captions=getattr(recipe, "condition", "none") == "text")
         self.task = make_task(recipe, self.pictures, start)
-        self.pictures = self.task.collection(self.pictures, self.device, self._say)
+        with self.accelerator.autocast():
+            self.pictures = self.task.collection(self.pictures, self.device, self._say)
         trained = self.task.trained
         self.average = copy.deepcopy(trained).to(self.device).requires_grad_(False).eval()
         self.result: Any = self.task.finish(self.average, self.device)
@@ -169,7 +170,8 @@ class Trainer:
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """The loss of each picture (B,), its condition dropped with the recipe's probability."""
         generator = generator_of(self.recipe.seed, self.step, self.accelerator.process_index)
-        return self.model(*self.task.inputs(batch, generator, self.device))
+        with self.accelerator.autocast():  # an autoencoder that encodes as it goes along is part of the step
+            return self.model(*self.task.inputs(batch, generator, self.device))
 
     def train_step(self, batch: dict[str, Any]) -> Tensor:
         """One optimiser step; returns the mean loss, detached."""

@@ -132,6 +132,8 @@ class AutoencoderRecipe(Run):
 class Recipe(Run):
     """The training of a denoiser, of pixels or, with an autoencoder, of latents."""
 
+    init: str | None = None
+    """Model whose weights training starts from: a model folder, a training run, or "shipped"; None: from nothing."""
     autoencoder: str | None = None
     """Training run or model folder with an autoencoder, in whose latents the denoiser works; None: on pixels."""
     cache: int = 0

@@ -63,10 +63,10 @@ class Reader:
             self.states.update({caption: hidden[i][mask[i]] for i, caption in enumerate(some)})
 
 
-def make_text(recipe: Recipe, pictures: Collection, start: Path | None) -> tuple[Tokenizer, CLIPTextModel]:
+def make_text(recipe: Recipe, pictures: Collection, known: Tokenizer | None) -> tuple[Tokenizer, CLIPTextModel]:
     """The tokenizer and text encoder: CLIP's from a folder, or both made from nothing for these captions.
 
-    A resumed run keeps the tokenizer of its checkpoint: the same words must keep their ids.
+    A run that goes on from earlier weights has its tokenizer already: the same words must keep their ids.
     """
     text = recipe.text
     if text.pretrained is not None:
@@ -74,10 +74,7 @@ def make_text(recipe: Recipe, pictures: Collection, start: Path | None) -> tuple
         config = CLIPTextConfig.from_dict(read_json(_part(root, "text_encoder") / "config.json"))
         encoder = load(lambda: CLIPTextModel(config), _part(root, "text_encoder") / "model.safetensors")
         return Tokenizer.from_pretrained(_part(root, "tokenizer")), encoder
-    if start is not None:
-        tokenizer = Tokenizer.from_pretrained(start / "tokenizer")
-    else:
-        tokenizer = Tokenizer.train(pictures.all_captions(), vocab_size=text.vocab_size, length=text.length)
+    tokenizer = known or Tokenizer.train(pictures.all_captions(), vocab_size=text.vocab_size, length=text.length)
     config = CLIPTextConfig(
         vocab_size=tokenizer.vocab_size,
         hidden_size=text.hidden_size,
@@ -103,8 +100,10 @@ def make_pipeline(recipe: Recipe, pictures: Collection, start: Path | None = Non
         raise LimnerError(f"{pictures.where} has no classes; use --condition text or none")
     if names:
         _check_classes(pictures, names, start)
+    first = _first(recipe) if start is None else None
     if recipe.condition == "text":
-        tokenizer, encoder = make_text(recipe, pictures, start)
+        resumed = Tokenizer.from_pretrained(start / "tokenizer") if start is not None else None
+        tokenizer, encoder = make_text(recipe, pictures, first.tokenizer if first is not None else resumed)
         tokenizer.encode(pictures.all_captions())  # a caption over the budget is an error now, not at step 10,000
     model, start_vae = recipe.model, start if start is not None else recipe.autoencoder
     vae = find_autoencoder(start_vae) if recipe.autoencoder is not None and start_vae is not None else None
@@ -121,6 +120,8 @@ def make_pipeline(recipe: Recipe, pictures: Collection, start: Path | None = Non
             text_dim=encoder.config.hidden_size if encoder is not None else 0,
         )
     )
+    if first is not None:
+        _take_weights(recipe, first, denoiser, encoder)
     scheduler = dict(SCHEDULERS[recipe.path])
     if recipe.path == "flow":
         scheduler["shift"] = recipe.shift
@@ -132,6 +133,25 @@ def make_pipeline(recipe: Recipe, pictures: Collection, start: Path | None = Non
     if recipe.condition != "none":
         defaults["guidance_scale"] = recipe.guidance_scale
     return Pipeline(denoiser, scheduler, tokenizer, encoder, names, defaults, Path(recipe.output).name, vae)
+
+
+def _first(recipe: Recipe) -> Pipeline | None:
+    """The model that training starts from."""
+    if recipe.init is None:
+        return None
+    return Pipeline.from_pretrained(None if recipe.init == "shipped" else recipe.init)
+
+
+def _take_weights(recipe: Recipe, first: Pipeline, denoiser: DiT, encoder: CLIPTextModel | None) -> None:
+    """Copy the first model's weights; LimnerError where its networks have another shape than the recipe's."""
+    pairs: list[tuple[str, Any, Any]] = [("denoiser", denoiser, first.denoiser)]
+    if encoder is not None and recipe.text.pretrained is None:
+        pairs.append(("text encoder", encoder, first.text_encoder))
+    for name, mine, theirs in pairs:
+        if theirs is None or theirs.config != mine.config:
+            there = "absent" if theirs is None else theirs.config
+            raise LimnerError(f"--init {recipe.init}: its {name} is {there}, the recipe's is {mine.config}")
+        mine.load_state_dict(theirs.state_dict())
 
 
 def _latent_shape(recipe: Recipe, vae: AutoencoderKL) -> tuple[int, int]:
