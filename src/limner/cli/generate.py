@@ -35,7 +35,7 @@ def _generate_arguments(arguments: list[str]) -> Any:
         negative_prompt: str = ""
         """What guidance leads away from."""
         model: Annotated[str | None, arg(aliases=["-m"])] = None
-        """A model folder or a training run; without it the shipped model of handwritten digits."""
+        """A model folder or a training run; without it the shipped model."""
         num_images: Annotated[int, arg(aliases=["-n"])] = 1
         """Pictures of each prompt."""
         seed: int = 0

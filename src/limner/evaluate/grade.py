@@ -16,7 +16,7 @@ from limner.data.captions import article
 from limner.data.world.find import Seen, Thing, find
 from limner.data.world.grammar import parse
 from limner.data.world.lexicon import ANY_SHAPE, PLACE_WORDS, RELATION_WORDS, plural
-from limner.data.world.scene import RELATIONS, Group, Scene
+from limner.data.world.scene import MOST, RELATIONS, Group, Scene
 
 LOOKS = ("shape", "colour", "size", "place")  # the claims that each object of a group meets or not
 NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -169,6 +169,8 @@ def _found(kinds: set[str], group: Group, things: Sequence[Thing]) -> str:
         return _number(len(things))
     if kinds == {"place"}:
         return f"it {PLACE_WORDS[things[0].place][0]}"
+    if len(things) > MOST:
+        return f"{_number(len(things))} objects"  # a picture gone wrong: what each is helps nobody
     alike = Counter(
         Group(thing.shape or "blob", thing.colour, thing.size if group.size else None,
               place=thing.place if "place" in kinds else None)
