@@ -25,10 +25,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 demo: $(STAMP)
-	@echo "Painting with the shipped model, which limner trained from nothing on handwriting ..."
-	@$(BIN)/limner generate "a handwritten zero" "the digit 1" "a drawing of a two" "number three" "4" \
-		"the number five written by hand" "a six written with a pen" "a handwritten seven" "eight" "the digit nine" \
-		-n 2 --seed 1 --show --output out/demo.png
+	@echo "Painting and judging with the shipped model, which limner trained from nothing on drawn scenes and handwriting ..."
+	@$(BIN)/limner evaluate grade --prompts docs/demo.txt --output out/demo --show
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest

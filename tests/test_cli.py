@@ -34,10 +34,10 @@ def test_generate_writes_what_it_prints(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("seven.png  1 pictures in ")
     with Image.open(tmp_path / "seven.png") as picture:
-        assert picture.size == (28, 28)
+        assert picture.size == (64, 64)
         assert picture.info["parameters"].splitlines() == [
             "a handwritten seven",
-            "Steps: 4, Sampler: euler, CFG scale: 3, Seed: 3, Size: 28x28, Model: limner, Version: limner 0.1.0",
+            "Steps: 4, Sampler: euler, CFG scale: 3, Seed: 3, Size: 64x64, Model: limner, Version: limner 0.1.0",
         ]
         pixels = picture.tobytes()
     import limner
@@ -58,7 +58,7 @@ def test_a_sheet_and_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert len({Image.open(f).tobytes() for f in files}) == 4
     with Image.open(tmp_path / "sheet.png") as page:
         assert page.info["parameters"].count("Steps: 2") == 4
-        assert page.width == 2 * (28 * 3 + 4) + 4
+        assert page.width == 2 * (64 * 1 + 4) + 4
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_inspect(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     ]  # fmt: skip
     main(["inspect", "tokens", "a handwritten seven"])
     told = capsys.readouterr().out
-    assert "seven</w>" in told and "5 tokens of 16" in told
+    assert "seven</w>" in told and "5 tokens of 48" in told
 
 
 def test_train_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

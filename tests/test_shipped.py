@@ -1,4 +1,4 @@
-"""The shipped model, graded: does it paint the digit that the words ask for?"""
+"""The shipped model, graded: does it paint what the words ask for?"""
 
 from pathlib import Path
 
@@ -8,11 +8,16 @@ import torch
 from limner.data.captions import DIGITS
 from limner.data.pictures import to_tensor
 from limner.data.sources import Source, open_source
-from limner.data.world.dataset import World
+from limner.data.world.dataset import World, prompts
 from limner.evaluate.grade import grade
 from limner.picture import to_pictures
 from limner.pipeline import EMBEDDED, Pipeline, find_autoencoder
 from limner.weights.file import read_tensors
+
+LEAST = [  # kind, held out, the claim (None: all of the prompt's), the least share that obeys
+    ("one", False, None, 0.57), ("one", True, None, 0.50), ("count", False, None, 0.14), ("count", True, None, 0.10),
+    ("relation", False, "relation", 0.72), ("relation", True, "relation", 0.78), ("places", False, "place", 0.92),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -39,32 +44,43 @@ def nearest(shared_data: Path):
     return read
 
 
-def test_it_obeys(pipe: Pipeline, nearest) -> None:
-    """Ten digits in a trained phrasing and in one never trained on; the nearest neighbour errs in 4% by itself."""
-    for captions in (DIGITS.all, DIGITS.held_out_captions):
-        prompts = [captions(digit)[0] for digit in range(10)]
-        pictures = pipe(prompts, num_images=8, seed=1)
-        right = (nearest(pictures) == torch.arange(10).repeat_interleave(8)).float().mean()
-        assert right >= 0.9, f"{right:.0%} right of {prompts}"
+def share(pipe: Pipeline, asked: list[str], claim: str | None = None, **settings) -> float:
+    """The share of prompts, or of one kind of claim in them, that the pictures obey."""
+    verdicts = [grade(picture, prompt) for picture, prompt in zip(pipe(asked, **settings), asked, strict=True)]
+    if claim is None:
+        return sum(verdict.obeyed for verdict in verdicts) / len(asked)
+    right = [each.right for verdict in verdicts for each in verdict.claims if each.kind == claim]
+    return sum(right) / len(right)
 
 
-def test_the_null_text_paints_any_digit(pipe: Pipeline, nearest) -> None:
-    painted = nearest(pipe("", num_images=60, seed=1, guidance_scale=1.0))
-    assert len(painted.unique()) >= 7
+@pytest.mark.parametrize(("kind", "held_out", "claim", "least"), LEAST)
+def test_it_composes(pipe: Pipeline, kind: str, held_out: bool, claim: str | None, least: float) -> None:
+    """60 fresh prompts, graded. The bounds are three standard errors below what 500 prompts gave."""
+    assert share(pipe, prompts(kind, 60, held_out, seed=5), claim) >= least
 
 
-def test_guidance_sharpens_obedience_and_samplers_agree_on_it(pipe: Pipeline, nearest) -> None:
-    prompts = [DIGITS.canonical(digit) for digit in range(10)]
-    for name in ("euler", "heun", "dpmpp_2m", "unipc", "ddpm"):
-        right = (
-            (
-                nearest(pipe(prompts, num_images=4, seed=7, sampler=name, steps=16))
-                == torch.arange(10).repeat_interleave(4)
-            )
-            .float()
-            .mean()
-        )
-        assert right >= 0.85, f"{name}: {right:.0%}"
+def test_another_prompt_gives_another_picture(pipe: Pipeline) -> None:
+    """The same noise, one word changed: the pictures obey their own prompt and not the other's."""
+    asked = ["a large red heart in the centre", "a large blue heart in the centre", "a large blue square in the centre"]
+    asked += ["a large blue square in the top left"]
+    pictures = pipe(asked, seed=[3] * 4)
+    obeyed = torch.tensor([[grade(picture, prompt).obeyed for prompt in asked] for picture in pictures])
+    assert not obeyed.fill_diagonal_(False).any()
+
+
+def test_digits_too(pipe: Pipeline, nearest) -> None:
+    """Ten digits in a trained phrasing (benchmarks/digits.py reads 96%) and in one never trained on (70%)."""
+    for captions, least in ((DIGITS.all, 0.8), (DIGITS.held_out_captions, 0.5)):
+        asked = [captions(digit)[0] for digit in range(10)]
+        right = (nearest(pipe(asked, num_images=4, seed=1)) == torch.arange(10).repeat_interleave(4)).float().mean()
+        assert right >= least, f"{right:.0%} right of {asked}"
+
+
+def test_samplers_agree(pipe: Pipeline) -> None:
+    asked = prompts("one", 40, held_out=False, seed=6)
+    usual = share(pipe, asked, "place")
+    for name in ("euler", "heun", "dpmpp_2m", "unipc"):
+        assert share(pipe, asked, "place", sampler=name, steps=20) >= usual - 0.1, name
 
 
 def test_it_is_small_and_half_precision() -> None:
