@@ -69,8 +69,8 @@ def test_a_sheet_and_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["generate", "a two", "--steps", "0"], "steps must be at least 1, not 0"),
         (["generate", "a two", "--sampler", "eulr"], "unknown sampler 'eulr'; did you mean 'euler'"),
         (["generate", "a two", "--model", "nowhere"], "no model at nowhere"),
-        (["generate", "a two", "--width", "30"], "width 30 is not a multiple of the model's patch of 4; try 32"),
-        (["generate", "two " * 40], "over the text encoder's budget"),
+        (["generate", "a two", "--width", "30"], "width 30 is not a multiple of the model's patch of 16; try 32"),
+        (["generate", "two " * 60], "over the text encoder's budget"),
         (["generate", "a two", "--output", "x.txt"], "cannot tell the kind of picture from 'x.txt'"),
         (["generate", "a two", "--output", "/proc/x/y.png", "--steps", "1"], "/proc/x"),
         (["generate", "a two", "--output", "x.psd"], "cannot tell the kind of picture from 'x.psd'"),
@@ -139,7 +139,7 @@ def test_inspect(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "denoiser" in told and "FlowMatchEuler" in told
     main(["inspect", "schedule", "--steps", "4"])
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["1", "667", "0.333", "0.667", "2.003", "-0.69465"] in rows
+    assert ["1", "800.48", "0.19952", "0.80048", "4.012", "-1.3893"] in rows  # 0.667 shifted by 2
     (tmp_path / "scheduler_config.json").write_text(
         '{"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012,'
         ' "steps_offset": 1, "set_alpha_to_one": false, "clip_sample": false}'

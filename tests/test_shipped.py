@@ -15,8 +15,8 @@ from limner.pipeline import EMBEDDED, Pipeline, find_autoencoder
 from limner.weights.file import read_tensors
 
 LEAST = [  # kind, held out, the claim (None: all of the prompt's), the least share that obeys
-    ("one", False, None, 0.57), ("one", True, None, 0.50), ("count", False, None, 0.14), ("count", True, None, 0.10),
-    ("relation", False, "relation", 0.72), ("relation", True, "relation", 0.78), ("places", False, "place", 0.92),
+    ("one", False, None, 0.51), ("one", True, None, 0.45), ("count", False, None, 0.08), ("count", True, None, 0.05),
+    ("relation", False, "relation", 0.68), ("relation", True, "relation", 0.74), ("places", False, "place", 0.91),
 ]  # fmt: skip
 
 
@@ -55,7 +55,7 @@ def share(pipe: Pipeline, asked: list[str], claim: str | None = None, **settings
 
 @pytest.mark.parametrize(("kind", "held_out", "claim", "least"), LEAST)
 def test_it_composes(pipe: Pipeline, kind: str, held_out: bool, claim: str | None, least: float) -> None:
-    """60 fresh prompts, graded. The bounds are three standard errors below what 500 prompts gave."""
+    """60 fresh prompts, graded. The bounds are four standard errors below what 500 prompts gave."""
     assert share(pipe, prompts(kind, 60, held_out, seed=5), claim) >= least
 
 
