@@ -180,7 +180,7 @@ def test_pooled_at_the_first_end_token():
 
 def test_a_fresh_encoder_tells_words_apart():
     """Eight words, each among many others: which it is explains most of its state. With CLIP's own embeddings (0.02)
-    it explained 17%, and a denoiser trained along took twice the pictures to read its first word."""
+    it explained 17%."""
     torch.manual_seed(0)
     config = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
     model = CLIPTextModel(CLIPTextConfig(vocab_size=300, max_position_embeddings=48, eos_token_id=299, **config))

@@ -65,6 +65,7 @@ def test_another_prompt_gives_another_picture(pipe: Pipeline) -> None:
     asked += ["a large blue square in the top left"]
     pictures = pipe(asked, seed=[3] * 4)
     obeyed = torch.tensor([[grade(picture, prompt).obeyed for prompt in asked] for picture in pictures])
+    assert obeyed.diagonal().sum() >= 3
     assert not obeyed.fill_diagonal_(False).any()
 
 
@@ -78,9 +79,8 @@ def test_digits_too(pipe: Pipeline, nearest) -> None:
 
 def test_samplers_agree(pipe: Pipeline) -> None:
     asked = prompts("one", 40, held_out=False, seed=6)
-    usual = share(pipe, asked, "place")
     for name in ("euler", "heun", "dpmpp_2m", "unipc"):
-        assert share(pipe, asked, "place", sampler=name, steps=20) >= usual - 0.1, name
+        assert share(pipe, asked, "place", sampler=name, steps=20) >= 0.85, name
 
 
 def test_it_is_small_and_half_precision() -> None:

@@ -21,6 +21,7 @@ from limner.nets.dit import DiT, DiTConfig
 from limner.noise import paths
 from limner.pipeline import Pipeline, save_autoencoder
 from limner.settings import Settings
+from limner.text.tokenizer import Tokenizer
 from limner.train import checkpoint
 from limner.train.loop import Stopped, Trainer, generator_of, learning_rate, make_task, update_average
 from limner.train.loss import DiffusionLoss, Words
@@ -233,15 +234,15 @@ def test_classes_and_none(recipe: Recipe, tmp_path: Path) -> None:
         plain("", steps=2, guidance_scale=4.0)
 
 
-def test_training_starts_from_another_model(recipe: Recipe, tmp_path: Path) -> None:
+def test_training_starts_from_another_model(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its weights and its tokenizer, whatever the new captions are; its optimiser and its step count stay behind."""
     first = trainer(replace(recipe, steps=3)).run()
     again = replace(recipe, init=recipe.output, output=str(tmp_path / "again"), seed=5)
+    monkeypatch.setattr(Tokenizer, "train", None)  # the first model's is taken, not another made
     begun = trainer(again)
     assert begun.step == 0
     assert_equal(begun.result.denoiser.state_dict(), first.denoiser.state_dict())
     assert_equal(begun.result.text_encoder.state_dict(), first.text_encoder.state_dict())
-    assert begun.result.tokenizer.encode(["a seven"])[0].tolist() == first.tokenizer.encode(["a seven"])[0].tolist()
     wider = replace(again, model=replace(recipe.model, depth=recipe.model.depth + 1))
     with pytest.raises(LimnerError, match=r"--init .*: its denoiser is DiTConfig.*the recipe's is DiTConfig"):
         trainer(wider)

@@ -312,7 +312,7 @@ def _device(name: str) -> torch.device:
 
 def find_model(source: str | Path | None) -> Path:
     """The folder with the model_index.json: `source` itself, or the newest checkpoint of a training run."""
-    folder = EMBEDDED if source is None else Path(source)
+    folder = EMBEDDED if source in (None, "shipped") else Path(source)
     if (folder / "model_index.json").is_file():
         return folder
     if not folder.exists():

@@ -95,7 +95,7 @@ class CLIPTextEmbeddings(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         # As loud as all the branches together, not CLIP's 0.02: what attention adds early on is the mean of all words
-        # so far, in which a quiet word would be lost, and the pictures would learn late which word is which.
+        # so far, in which a quiet word would be lost.
         nn.init.normal_(self.token_embedding.weight, std=1.0)
         nn.init.normal_(self.position_embedding.weight, std=0.3)
 

@@ -84,8 +84,8 @@ def fingerprint(vae: AutoencoderKL, pictures: Collection, size: int, channels: i
 def _encode_all(
     pictures: Collection, vae: AutoencoderKL, size: int, channels: int, count: int, seed: int, device: torch.device
 ) -> dict[str, Tensor]:
-    height = size // vae.factor
-    latents = torch.empty(count, vae.config.latent_channels, height, height, dtype=torch.float16)
+    side = size // vae.factor
+    latents = torch.empty(count, vae.config.latent_channels, side, side, dtype=torch.float16)
     indices: list[int] = []
     for start in range(0, count, CHUNK):
         wanted = [pictures.order(position, seed) for position in range(start, min(count, start + CHUNK))]

@@ -100,7 +100,7 @@ def make_pipeline(recipe: Recipe, pictures: Collection, start: Path | None = Non
         raise LimnerError(f"{pictures.where} has no classes; use --condition text or none")
     if names:
         _check_classes(pictures, names, start)
-    first = _first(recipe) if start is None else None
+    first = Pipeline.from_pretrained(recipe.init) if recipe.init is not None and start is None else None
     if recipe.condition == "text":
         resumed = Tokenizer.from_pretrained(start / "tokenizer") if start is not None else None
         tokenizer, encoder = make_text(recipe, pictures, first.tokenizer if first is not None else resumed)
@@ -133,13 +133,6 @@ def make_pipeline(recipe: Recipe, pictures: Collection, start: Path | None = Non
     if recipe.condition != "none":
         defaults["guidance_scale"] = recipe.guidance_scale
     return Pipeline(denoiser, scheduler, tokenizer, encoder, names, defaults, Path(recipe.output).name, vae)
-
-
-def _first(recipe: Recipe) -> Pipeline | None:
-    """The model that training starts from."""
-    if recipe.init is None:
-        return None
-    return Pipeline.from_pretrained(None if recipe.init == "shipped" else recipe.init)
 
 
 def _take_weights(recipe: Recipe, first: Pipeline, denoiser: DiT, encoder: CLIPTextModel | None) -> None:

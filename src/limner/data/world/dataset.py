@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 ENDLESS = 2**40  # pictures in a world of no stated size
 LUMA = (0.299, 0.587, 0.114)
-# How much a caption says of what may be left open. Mostly all: what is not said can only be guessed, and is learnt from
-# late (Betker et al. 2023 found the same of real captions, and train on 95% long ones).
+# How much a caption says of what may be left open. Mostly all: what is not said can only be guessed (Betker et al. 2023
+# train on 95% long captions for the same reason).
 SHARES = (0.5, 1.0, 1.0)
 
 

@@ -6,7 +6,7 @@ length was 10,500 steps until then.) Mean loss over 50 steps: 1.7828 at step 50,
 0.2776 at 2,000, 0.2166 at 4,000, 0.1924 at 6,000, 0.1808 at 8,000, 0.1693 at 11,000. Of 50 prompts with one object 2%
 were obeyed at step 2,000, 26% at 4,000, 56% at 6,000, 72% at 8,000, 78% at 10,000 and after; with several objects
 alike 10%, 12%, 28% and 26% from step 4,000 on, with a relation 4% in the end. Colours and backgrounds come first,
-then sizes and places, then shapes: it needs more steps than these.
+then sizes and places, then shapes.
 """
 
 from limner.data.sources import Source
