@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TypeVar
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from limner.errors import LimnerError
 from limner.nets.dit import DiT, DiTBlock, DiTConfig
 from limner.nets.layers import (
+    ResnetBlock,
     TimestepEmbedder,
     attention,
     merge_heads,
@@ -34,6 +36,7 @@ BOTH = DiTConfig(
     num_classes=3,
     text_dim=5,
 )
+ENDS = replace(BOTH, conv_channels=16, conv_layers=1)
 PLAIN = DiTConfig(sample_size=8, in_channels=3, patch_size=2, hidden_size=16, depth=2, num_heads=4)
 
 
@@ -94,9 +97,9 @@ def case() -> Case:
     return Case()
 
 
-@pytest.fixture(scope="module")
-def model() -> DiT:
-    return randomised(DiT(BOTH))
+@pytest.fixture(scope="module", params=[BOTH, ENDS], ids=["patches", "convolutions"])
+def model(request: pytest.FixtureRequest) -> DiT:
+    return randomised(DiT(request.param))
 
 
 def painted(model: DiT, case: Case) -> Tensor:
@@ -291,6 +294,46 @@ def test_whole_model_by_hand(size: tuple[int, int]) -> None:
     torch.testing.assert_close(painted(model, case), wanted, rtol=1e-9, atol=1e-9)
 
 
+def swish(x: Tensor) -> Tensor:
+    return x / (1 + (-x).exp())
+
+
+def group_normed(layer: nn.GroupNorm, x: Tensor) -> Tensor:
+    groups = []
+    for group in x.split(8, dim=1):
+        mean = group.mean(dim=(1, 2, 3), keepdim=True)
+        groups.append((group - mean) / ((group - mean).square().mean(dim=(1, 2, 3), keepdim=True) + 1e-6).sqrt())
+    return torch.cat(groups, dim=1) * layer.weight[:, None, None] + layer.bias[:, None, None]
+
+
+def convolved(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    columns = F.unfold(F.pad(x, (1, 1, 1, 1)), 3)  # (B, C*9, H*W)
+    out = torch.einsum("oi,bin->bon", layer.weight.flatten(1), columns) + layer.bias[:, None]
+    return out.reshape(len(x), -1, *x.shape[2:])
+
+
+def resnet_by_hand(block: ResnetBlock, x: Tensor, c: Tensor) -> Tensor:
+    """Ho et al. 2020, appendix B."""
+    h = convolved(block.conv1, swish(group_normed(block.norm1, x))) + linear(block.time_emb_proj, c)[:, :, None, None]
+    return x + convolved(block.conv2, swish(group_normed(block.norm2, h)))
+
+
+def test_convolutional_ends_by_hand() -> None:
+    """The transformer is a branch beside the skip from the first convolutions to the last."""
+    model, case = randomised(DiT(ENDS).double(), std=0.3), Case(torch.float64)
+    assert model.ends is not None
+    c = swish(model.time(case.t) + model.classes.weight[case.labels])
+    features = resnet_by_hand(model.ends.down[0], convolved(model.ends.conv_in, case.x), c)
+    x = linear(model.patch_in, patches(features, 2)) + position_table(4, 4, 16, 4, CPU)
+    for block in model.blocks:
+        x = block_by_hand(block, x, c, case.text, case.mask)
+    shift, scale = (part[:, None] for part in linear(model.modulation_out, c).chunk(2, -1))
+    tokens = linear(model.patch_out, normed(x) * (1 + scale) + shift)
+    x = resnet_by_hand(model.ends.up[0], features + unpatched(tokens, 16, 8, 8, 2), c)
+    wanted = convolved(model.ends.conv_out, swish(group_normed(model.ends.conv_norm_out, x)))
+    torch.testing.assert_close(painted(model, case), wanted, rtol=1e-9, atol=1e-9)
+
+
 def test_patches_go_in_and_come_out_in_order() -> None:
     """A DiT of depth 0 whose layers are identities adds its positions to the picture, and moves nothing."""
     model = DiT(DiTConfig(sample_size=6, in_channels=4, patch_size=2, hidden_size=16, depth=0, num_heads=1))
@@ -337,6 +380,19 @@ def test_the_output_starts_at_zero_and_the_blocks_at_identity(config: DiTConfig,
     assert out.abs().max() > 0.5
 
 
+def test_convolutional_ends_start_at_zero_and_identity(case: Case) -> None:
+    model = DiT(ENDS)
+    assert model.ends is not None
+    text = model.read(case.text, case.mask)
+    assert torch.count_nonzero(model(case.x, case.t, case.labels, text)) == 0
+    x, c = noise(2, 16, 6, 6), noise(2, 16, seed=1)
+    for block in (*model.ends.down, *model.ends.up):
+        assert torch.equal(block(x, c), x)
+    assert model.ends.conv_in(case.x).std() > 0.3  # the ways in and out are open
+    randomised(model.ends.conv_out)
+    assert model(case.x, case.t, case.labels, text).std() > 0.1
+
+
 def test_initial_weights() -> None:
     torch.manual_seed(0)
     model = DiT(DiTConfig(32, 3, 4, 64, 2, 4, num_classes=9, text_dim=40))
@@ -355,8 +411,9 @@ def test_initial_weights() -> None:
 # What the output depends on
 
 
-def test_every_parameter_matters(case: Case) -> None:
-    model = randomised(DiT(BOTH)).requires_grad_(True)
+@pytest.mark.parametrize("config", [BOTH, ENDS], ids=["patches", "convolutions"])
+def test_every_parameter_matters(config: DiTConfig, case: Case) -> None:
+    model = randomised(DiT(config)).requires_grad_(True)
     (painted(model, case) * noise(3, 3, 8, 8, seed=9)).sum().backward()
     idle = [name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-6]
     assert idle == []
@@ -447,7 +504,7 @@ def test_precision(model: DiT, case: Case) -> None:
     """float64 agrees to float32's precision, bfloat16 to its own."""
     wanted = painted(model, case)
     for dtype, tolerance in ((torch.float64, 1e-5), (torch.bfloat16, 0.05)):
-        same = DiT(BOTH).to(dtype)
+        same = DiT(model.config).to(dtype)
         same.load_state_dict(model.state_dict())
         text = same.read(case.text.to(dtype), case.mask)
         out = same(case.x.to(dtype), case.t, case.labels, text)
@@ -502,6 +559,9 @@ def test_sizes_that_do_not_divide(model: DiT, size: tuple[int, int], named: str)
         ({"sample_size": 30}, "sample_size 30 is not divisible by patch_size 4"),
         ({"hidden_size": 100}, "hidden_size 100 must be divisible by num_heads 8"),
         ({"hidden_size": 30, "num_heads": 3}, "hidden_size 30 must be divisible by num_heads 3 and by 4"),
+        ({"conv_channels": 12}, "conv_channels must be a multiple of 8 .* not 12 and 2"),
+        ({"conv_channels": -8}, "not -8 and 2"),
+        ({"conv_channels": 16, "conv_layers": 0}, "conv_layers at least 1, not 16 and 0"),
     ],
 )
 def test_configurations_that_do_not_divide(numbers: dict, message: str) -> None:

@@ -23,7 +23,15 @@ from limner.pipeline import Pipeline, save_autoencoder
 from limner.settings import Settings
 from limner.text.tokenizer import Tokenizer
 from limner.train import checkpoint
-from limner.train.loop import Stopped, Trainer, generator_of, learning_rate, make_task, update_average
+from limner.train.loop import (
+    Stopped,
+    Trainer,
+    can_compile,
+    generator_of,
+    learning_rate,
+    make_task,
+    update_average,
+)
 from limner.train.loss import DiffusionLoss, Words
 from limner.train.recipe import Recipe, TextEncoder, Transformer, load_recipe, recipe_names
 from limner.train.setup import Reader
@@ -90,6 +98,22 @@ def test_training_moves_every_weight(recipe: Recipe) -> None:
     still = [name for name in weights if torch.equal(early[name], late[name])]
     # The tokens that no caption has get no gradient, but their matrix has others that do.
     assert weights and still == []
+
+
+@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="no C++ compiler with Python's headers")
+def test_a_compiled_run_is_the_plain_one(recipe: Recipe) -> None:
+    """Convolutions beside text whose length changes from step to step: the losses of both agree."""
+    for i, file in enumerate(sorted(Path(recipe.data.path or "").glob("*.txt"))):
+        file.write_text(file.read_text() + i % 5 * " x")
+    ends = replace(
+        recipe, model=Transformer(4, 32, 2, 2, conv_channels=8, conv_layers=1), batch_size=3, precision="bf16"
+    )
+
+    def losses(compiled: bool) -> list[float]:
+        run = trainer(replace(ends, compile=compiled))
+        return [run.train_step(batch).item() for batch in run.batches()]
+
+    assert losses(True) == pytest.approx(losses(False), rel=0.01)
 
 
 def test_a_tiny_model_learns_to_obey(recipe: Recipe) -> None:
@@ -441,7 +465,7 @@ def test_shipped_recipes(shared_data: Path, tmp_path: Path) -> None:
             data = replace(recipe.data, path=str(shared_data / name.split("-")[0]))
         recipe = replace(recipe, **({"autoencoder": str(tmp_path)} if getattr(recipe, "autoencoder", None) else {}))
         task = make_task(recipe, open_source(data, captions=getattr(recipe, "condition", "none") == "text"), None)
-        sizes[name] = sum(p.numel() for p in task.network.parameters())
+        sizes[name] = sum(p.numel() for p in getattr(task.trained, "denoiser", task.trained).parameters())
     assert sizes["cifar10-text"] == pytest.approx(9.75e6, rel=0.01)
 
 

@@ -1,4 +1,4 @@
-"""What the networks share: the one attention call, timestep and position embeddings, adaLN modulation."""
+"""What the networks share: the one attention call, embeddings of time and place, adaLN modulation, residual blocks."""
 
 import math
 from functools import lru_cache
@@ -84,3 +84,37 @@ def _position_table(height: int, width: int, dim: int, base: int, device: torch.
     y = axis(height)[:, None].expand(height, width, dim // 2)
     x = axis(width)[None, :].expand(height, width, dim // 2)
     return torch.cat([y, x], dim=-1).reshape(height * width, dim)
+
+
+def norm(channels: int, groups: int) -> nn.GroupNorm:
+    """Group normalisation with the eps of Stable Diffusion's networks (Wu & He 2018)."""
+    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+def conv3(inputs: int, outputs: int) -> nn.Conv2d:
+    """A 3x3 convolution that keeps the size."""
+    return nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
+
+
+class ResnetBlock(nn.Module):
+    """x (B, C, H, W) -> (B, D, H, W): norm, SiLU and convolution twice, beside a skip (1x1 where D is not C).
+
+    With a `time_dim` the block is told the time too: c (B, time_dim), past its SiLU, is added between the convolutions
+    (Ho et al. 2020, appendix B). The names are those of diffusers' ResnetBlock2D.
+    """
+
+    def __init__(self, inputs: int, outputs: int, groups: int, time_dim: int = 0) -> None:
+        super().__init__()
+        self.norm1 = norm(inputs, groups)
+        self.conv1 = conv3(inputs, outputs)
+        self.time_emb_proj = nn.Linear(time_dim, outputs) if time_dim else None
+        self.norm2 = norm(outputs, groups)
+        self.conv2 = conv3(outputs, outputs)
+        self.conv_shortcut = nn.Conv2d(inputs, outputs, kernel_size=1) if inputs != outputs else None
+
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))  # (B, D, H, W)
+        if self.time_emb_proj is not None:
+            h = h + self.time_emb_proj(c)[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))

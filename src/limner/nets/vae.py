@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limner.errors import LimnerError
-from limner.nets.layers import attention, merge_heads, split_heads
+from limner.nets.layers import ResnetBlock, attention, conv3, merge_heads, norm, split_heads
 
 BLOCK_TYPES = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}  # one a level
 # What diffusers lets a config.json say and this network cannot be told: only these values are read.
@@ -105,37 +105,12 @@ class Posterior(NamedTuple):
         return 0.5 * (mean.square() + (torch.expm1(logvar) - logvar)).sum(dim=(1, 2, 3))
 
 
-def _norm(channels: int, groups: int) -> nn.GroupNorm:
-    return nn.GroupNorm(groups, channels, eps=1e-6)
-
-
-def _conv3(inputs: int, outputs: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
-
-
-class ResnetBlock(nn.Module):
-    """x (B, C, H, W) -> (B, D, H, W): norm, SiLU and convolution twice, beside a skip (1x1 where D is not C)."""
-
-    def __init__(self, inputs: int, outputs: int, groups: int) -> None:
-        super().__init__()
-        self.norm1 = _norm(inputs, groups)
-        self.conv1 = _conv3(inputs, outputs)
-        self.norm2 = _norm(outputs, groups)
-        self.conv2 = _conv3(outputs, outputs)
-        self.conv_shortcut = nn.Conv2d(inputs, outputs, kernel_size=1) if inputs != outputs else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))  # (B, D, H, W)
-        h = self.conv2(F.silu(self.norm2(h)))
-        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
-
-
 class SpatialAttention(nn.Module):
     """x (B, C, H, W) -> the same shape: every place asks every other, with one head, beside a skip."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.group_norm = _norm(channels, groups)
+        self.group_norm = norm(channels, groups)
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(channels, channels)
         self.to_v = nn.Linear(channels, channels)
@@ -177,7 +152,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = _conv3(channels, channels)
+        self.conv = conv3(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
@@ -223,11 +198,11 @@ class Encoder(nn.Module):
     def __init__(self, config: AutoencoderKLConfig) -> None:
         super().__init__()
         widths, groups = config.block_out_channels, config.norm_num_groups
-        self.conv_in = _conv3(config.in_channels, widths[0])
+        self.conv_in = conv3(config.in_channels, widths[0])
         self.down_blocks = nn.Sequential(*(DownBlock(i, o, config, last) for i, o, last in _steps(widths)))
         self.mid_block = MidBlock(widths[-1], groups, config.mid_block_add_attention)
-        self.conv_norm_out = _norm(widths[-1], groups)
-        self.conv_out = _conv3(widths[-1], 2 * config.latent_channels)
+        self.conv_norm_out = norm(widths[-1], groups)
+        self.conv_out = conv3(widths[-1], 2 * config.latent_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid_block(self.down_blocks(self.conv_in(x)))
@@ -240,11 +215,11 @@ class Decoder(nn.Module):
     def __init__(self, config: AutoencoderKLConfig) -> None:
         super().__init__()
         widths, groups = config.block_out_channels[::-1], config.norm_num_groups
-        self.conv_in = _conv3(config.latent_channels, widths[0])
+        self.conv_in = conv3(config.latent_channels, widths[0])
         self.mid_block = MidBlock(widths[0], groups, config.mid_block_add_attention)
         self.up_blocks = nn.Sequential(*(UpBlock(i, o, config, last) for i, o, last in _steps(widths)))
-        self.conv_norm_out = _norm(widths[-1], groups)
-        self.conv_out = _conv3(widths[-1], config.out_channels)
+        self.conv_norm_out = norm(widths[-1], groups)
+        self.conv_out = conv3(widths[-1], config.out_channels)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.up_blocks(self.mid_block(self.conv_in(z)))

@@ -81,7 +81,7 @@ class Autoencoding:
         # On a CPU convolutions are faster with channels last.
         vae = AutoencoderKL(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.trained = AutoencoderLoss(vae, recipe.kl, recipe.edges)
-        self.network: nn.Module = vae
+        self.compiled: list[nn.Module] = [vae]
         self.held = Batches(pictures, 128, recipe.size, recipe.channels, recipe.seed).batch(UNSEEN)["images"]
 
     def collection(self, pictures: Collection, device: torch.device, say: Callable[[str], None]) -> Collection:

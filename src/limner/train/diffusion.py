@@ -26,7 +26,9 @@ class Diffusion:
         self.recipe = recipe
         self.pipeline = make_pipeline(recipe, pictures, start)
         self.trained = make_loss(recipe, self.pipeline)
-        self.network: nn.Module = self.pipeline.denoiser
+        # One by one: they are alike, so that one compilation serves all of them. The whole fails where convolutions
+        # stand beside text of changing length: torch then takes attention's keys for pictures and lays them out anew.
+        self.compiled: list[nn.Module] = list(self.pipeline.denoiser.blocks)
         self.reader = self._reader()
         kind = recipe.data.name.partition(":")[2]  # world:one
         self.kinds = [kind] if kind in KINDS else list(KINDS)

@@ -138,7 +138,8 @@ class Trainer:
             self.step = checkpoint.restore(start, self.trained, optimizer, self.average)
             self._say(f"resumed {start} at step {self.step}{checkpoint.changes(start, recipe)}")
         if recipe.compile and can_compile(self.device):
-            self.task.network.compile()
+            for part in self.task.compiled:
+                part.compile()
         elif recipe.compile:
             self._say("no C++ compiler with Python's headers was found: the network is not compiled, and slower")
         self.model, self.optimizer = self.accelerator.prepare(self.trained, optimizer)

@@ -12,12 +12,16 @@ from limner.errors import LimnerError, unknown
 
 @dataclass(frozen=True)
 class Transformer:
-    """The denoiser: a DiT over patches."""
+    """The denoiser: a DiT over patches, with convolutions at its ends or without."""
 
     patch_size: int = 4
     hidden_size: int = 256
     depth: int = 6
     num_heads: int = 8
+    conv_channels: int = 0
+    """Width of the convolutional ends, which draw what large patches cannot; 0 for none."""
+    conv_layers: int = 2
+    """Residual blocks of each end."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class Run:
     """Decay of the averaged weights; early on it is (1+step)/(10+step)."""
     precision: Literal["no", "bf16"] = "no"
     compile: bool = False
-    """torch.compile the network."""
+    """torch.compile the network: its transformer blocks, or the whole autoencoder."""
     seed: int = 0
     workers: int = 0
     """Processes that decode pictures ahead."""
@@ -98,7 +102,7 @@ class Run:
         for part in vars(self).values():
             if isinstance(part, Transformer | TextEncoder | Autoencoder):
                 for name, value in vars(part).items():
-                    if isinstance(value, int) and value < 1:
+                    if isinstance(value, int) and value < 1 and name != "conv_channels":  # the network looks at that
                         raise LimnerError(f"{name} must be at least 1, not {value}")
 
     def at_least(self, least: Mapping[str, float]) -> None:

@@ -1,6 +1,7 @@
 """From a recipe to what is trained: pictures, words, networks."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +113,7 @@ def make_pipeline(recipe: Recipe, pictures: Collection, start: Path | None = Non
         DiTConfig(
             sample_size=size,
             in_channels=channels,
-            patch_size=model.patch_size,
-            hidden_size=model.hidden_size,
-            depth=model.depth,
-            num_heads=model.num_heads,
+            **asdict(model),
             num_classes=len(names),
             text_dim=encoder.config.hidden_size if encoder is not None else 0,
         )
