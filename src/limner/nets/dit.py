@@ -141,7 +141,7 @@ class ConvEnds(nn.Module):
         self.conv_norm_out = norm(width, groups)
         self.conv_out = conv3(width, config.in_channels)
         # With the channels last, in weights and features, a training step on a CPU takes a fifth less time.
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def enter(self, x: Tensor, c: Tensor) -> Tensor:
         x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
