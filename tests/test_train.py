@@ -105,9 +105,7 @@ def test_a_compiled_run_is_the_plain_one(recipe: Recipe) -> None:
     """Convolutions beside text whose length changes from step to step: the losses of both agree."""
     for i, file in enumerate(sorted(Path(recipe.data.path or "").glob("*.txt"))):
         file.write_text(file.read_text() + i % 4 * " x")
-    ends = replace(
-        recipe, model=Transformer(4, 32, 2, 2, conv_channels=8, conv_layers=1), batch_size=3, precision="bf16"
-    )
+    ends = replace(recipe, model=Transformer(4, 32, 2, 2, conv_channels=8, conv_layers=1), batch_size=3)
 
     def losses(compiled: bool) -> list[float]:
         run = trainer(replace(ends, compile=compiled))
