@@ -68,7 +68,10 @@ def limner_model(compiled: bool) -> tuple[nn.Module, Callable[..., Tensor]]:
     def forward(x: Tensor, t: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         return net(x, t, text=net.read(text, mask))
 
-    return net, torch.compile(forward) if compiled else forward
+    if compiled:
+        for block in net.blocks:  # as the trainer does
+            block.compile()
+    return net, forward
 
 
 def peer_model() -> tuple[nn.Module, Callable[..., Tensor]]:

@@ -109,6 +109,8 @@ def test_a_compiled_run_is_the_plain_one(recipe: Recipe) -> None:
 
     def losses(compiled: bool) -> list[float]:
         run = trainer(replace(ends, compile=compiled))
+        assert len(run.task.compiled) == 2
+        assert all((part._compiled_call_impl is not None) == compiled for part in run.task.compiled)
         return [run.train_step(batch).item() for batch in run.batches()]
 
     assert losses(True) == pytest.approx(losses(False), rel=0.01)

@@ -140,7 +140,7 @@ class ConvEnds(nn.Module):
         self.down, self.up = blocks(), blocks()
         self.conv_norm_out = norm(width, groups)
         self.conv_out = conv3(width, config.in_channels)
-        # With the channels last, in weights and features, a training step on a CPU takes a fifth less time.
+        # With the weights' channels last too, a training step on a CPU takes a sixth less time.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def enter(self, x: Tensor, c: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ class TimestepEmbedder(nn.Module):
         return self.linear_2(F.silu(self.linear_1(x)))
 
 
-@torch.compiler.assume_constant_result
+@lru_cache(maxsize=32)
 def position_table(height: int, width: int, dim: int, base: int, device: torch.device) -> Tensor:
     """Sine-cosine positions of a height x width grid: (height*width, dim), float32, made once per size.
 
@@ -70,11 +70,7 @@ def position_table(height: int, width: int, dim: int, base: int, device: torch.d
     that any size spans the `base` cells the network was trained on, as interpolated ViT tables do: at the trained
     size cell i stands at i, at twice the size cells stand at -0.25, 0.25, 0.75 and so on.
     """
-    return _position_table(height, width, dim, base, device)
 
-
-@lru_cache(maxsize=32)
-def _position_table(height: int, width: int, dim: int, base: int, device: torch.device) -> Tensor:
     def axis(n: int) -> Tensor:
         place = (torch.arange(n, dtype=torch.float32, device=device) + 0.5) * (base / n) - 0.5
         freqs = 10_000.0 ** (-torch.arange(dim // 4, dtype=torch.float32, device=device) / (dim // 4))
