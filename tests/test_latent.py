@@ -8,6 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from limner.data.pictures import Collection, Mixture
 from limner.data.sources import Source
 from limner.data.world.dataset import World
 from limner.errors import LimnerError
@@ -104,9 +105,9 @@ def test_kept_latents_are_those_of_their_pictures(tmp_path: Path) -> None:
     """And are computed once: again only for another autoencoder, other pictures or another number of them."""
     world, vae, told = World(50, seed=3), vae_of(), []
 
-    def open_latents(net: AutoencoderKL = vae, count: int = 30, seed: int = 0) -> Latents:
+    def open_latents(net: AutoencoderKL = vae, count: int = 30, seed: int = 0, of: Collection = world) -> Latents:
         device = torch.device("cpu")
-        return Latents(world, net, SIZE, 3, count, seed, tmp_path / "latents.safetensors", device, told.append)
+        return Latents(of, net, SIZE, 3, count, seed, tmp_path / "latents.safetensors", device, told.append)
 
     kept = open_latents()
     assert len(kept) == 30 and len(told) == 1
@@ -117,9 +118,12 @@ def test_kept_latents_are_those_of_their_pictures(tmp_path: Path) -> None:
     assert sorted(kept.order(p, 1) for p in range(30)) == list(range(30))
     again = open_latents()
     assert len(told) == 1 and torch.equal(again.latents, kept.latents)
-    for change in ({"net": vae_of(1)}, {"count": 20}, {"seed": 1}):
+    parts = [World(50, 3, "one"), World(50, 3, "count")]
+    others = [{"of": World(50, seed=4)}, {"net": vae_of(1)}, {"count": 20}, {"seed": 1}]
+    others += [{"of": Mixture(parts, weights)} for weights in ((0.5, 0.5), (0.6, 0.4))]
+    for number, change in enumerate(others, 2):
         open_latents(**change)
-    assert len(told) == 4
+        assert len(told) == number, change
 
 
 def test_a_denoiser_of_latents_trains_resumes_and_paints(recipe: Recipe, tmp_path: Path) -> None:

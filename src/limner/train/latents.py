@@ -1,6 +1,7 @@
 """Pictures encoded once: the latents of a collection, in memory and in a file, in place of the pictures."""
 
 import hashlib
+from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
@@ -14,6 +15,7 @@ from limner.nets.vae import AutoencoderKL
 from limner.weights.file import read_tensors, write_tensors
 
 CHUNK = 256  # pictures encoded together
+LOOKED_AT = 16  # pictures whose pixels are part of the fingerprint
 
 
 def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
@@ -74,8 +76,14 @@ class Latents:
 
 
 def fingerprint(vae: AutoencoderKL, pictures: Collection, size: int, channels: int, count: int, seed: int) -> bytes:
-    """32 bytes that change with the autoencoder's weights and with what is encoded."""
-    digest = hashlib.sha256(repr((vae.config, pictures.where, len(pictures), size, channels, count, seed)).encode())
+    """32 bytes that change with the autoencoder's weights, with which pictures are encoded, and with what they show.
+
+    Of the pictures themselves only the first are looked at: enough to notice another world or a resized folder.
+    """
+    digest = hashlib.sha256(repr((vae.config, pictures.where, len(pictures), size, channels, seed)).encode())
+    wanted = [pictures.order(position, seed) for position in range(count)]
+    digest.update(array("q", wanted).tobytes())
+    digest.update(pictures.load(wanted[:LOOKED_AT], size, channels).images.numpy().tobytes())
     for name, tensor in sorted(vae.state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.digest()
