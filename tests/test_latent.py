@@ -119,8 +119,10 @@ def test_kept_latents_are_those_of_their_pictures(tmp_path: Path) -> None:
     again = open_latents()
     assert len(told) == 1 and torch.equal(again.latents, kept.latents)
     parts = [World(50, 3, "one"), World(50, 3, "count")]
-    others = [{"of": World(50, seed=4)}, {"net": vae_of(1)}, {"count": 20}, {"seed": 1}]
-    others += [{"of": Mixture(parts, weights)} for weights in ((0.5, 0.5), (0.6, 0.4))]
+    others = [{"of": World(50, seed=4)}, {"net": vae_of(1)}, {"count": 20}]
+    others += [{"of": Mixture(parts, (0.6, 0.4)), "seed": seed} for seed in (1, 0)] + [
+        {"of": Mixture(parts, (0.5, 0.5))}
+    ]
     for number, change in enumerate(others, 2):
         open_latents(**change)
         assert len(told) == number, change

@@ -41,13 +41,13 @@ class Latents:
         device: torch.device, say: Callable[[str], None],
     ) -> None:  # fmt: skip
         self.pictures, self.where = pictures, pictures.where
-        count = min(count, len(pictures))
-        key = fingerprint(vae, pictures, size, channels, count, seed)
+        wanted = [pictures.order(position, seed) for position in range(min(count, len(pictures)))]
+        key = fingerprint(vae, pictures, size, channels, wanted)
         stored = read_tensors(file) if file.is_file() else {}
         if stored.get("fingerprint") is None or bytes(stored["fingerprint"].tolist()) != key:
-            say(f"encoding {count} pictures, once, into {file}" + (", which held others" if stored else ""))
+            say(f"encoding {len(wanted)} pictures, once, into {file}" + (", which held others" if stored else ""))
             stored = {"fingerprint": torch.tensor(list(key), dtype=torch.uint8)}
-            stored |= _encode_all(pictures, vae, size, channels, count, seed, device)
+            stored |= _encode_all(pictures, vae, size, channels, wanted, device)
             write_tensors(file, stored)
         self.latents, self.indices = stored["latents"], stored["indices"].tolist()
         labels = pictures.labels
@@ -75,13 +75,12 @@ class Latents:
         return self.pictures.all_captions()
 
 
-def fingerprint(vae: AutoencoderKL, pictures: Collection, size: int, channels: int, count: int, seed: int) -> bytes:
-    """32 bytes that change with the autoencoder's weights, with which pictures are encoded, and with what they show.
+def fingerprint(vae: AutoencoderKL, pictures: Collection, size: int, channels: int, wanted: Sequence[int]) -> bytes:
+    """32 bytes that change with the autoencoder, with which pictures are encoded (`wanted`), and with what they show.
 
-    Of the pictures themselves only the first are looked at: enough to notice another world or a resized folder.
+    Of the pictures themselves only the first are looked at: enough to notice another world of the same name.
     """
-    digest = hashlib.sha256(repr((vae.config, pictures.where, len(pictures), size, channels, seed)).encode())
-    wanted = [pictures.order(position, seed) for position in range(count)]
+    digest = hashlib.sha256(repr((vae.config, pictures.where, len(pictures), size, channels)).encode())
     digest.update(array("q", wanted).tobytes())
     digest.update(pictures.load(wanted[:LOOKED_AT], size, channels).images.numpy().tobytes())
     for name, tensor in sorted(vae.state_dict().items()):
@@ -90,15 +89,15 @@ def fingerprint(vae: AutoencoderKL, pictures: Collection, size: int, channels: i
 
 
 def _encode_all(
-    pictures: Collection, vae: AutoencoderKL, size: int, channels: int, count: int, seed: int, device: torch.device
+    pictures: Collection, vae: AutoencoderKL, size: int, channels: int, wanted: Sequence[int], device: torch.device
 ) -> dict[str, Tensor]:
-    side = size // vae.factor
+    side, count = size // vae.factor, len(wanted)
     latents = torch.empty(count, vae.config.latent_channels, side, side, dtype=torch.float16)
     indices: list[int] = []
     for start in range(0, count, CHUNK):
-        wanted = [pictures.order(position, seed) for position in range(start, min(count, start + CHUNK))]
-        images, good, broken = pictures.load(wanted, size, channels)
-        if len(broken) > len(wanted) // 2:
+        some = wanted[start : start + CHUNK]
+        images, good, broken = pictures.load(some, size, channels)
+        if len(broken) > len(some) // 2:
             raise LimnerError(f"most pictures near {broken[0]} cannot be read")
         latents[start : start + len(images)] = encode(vae, images.to(device))
         indices += good
