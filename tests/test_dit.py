@@ -37,6 +37,7 @@ BOTH = DiTConfig(
     text_dim=5,
 )
 ENDS = replace(BOTH, conv_channels=16, conv_layers=1)
+POOLED = replace(BOTH, pooled_text=True, position_scale=3.0)
 PLAIN = DiTConfig(sample_size=8, in_channels=3, patch_size=2, hidden_size=16, depth=2, num_heads=4)
 
 
@@ -97,7 +98,7 @@ def case() -> Case:
     return Case()
 
 
-@pytest.fixture(scope="module", params=[BOTH, ENDS], ids=["patches", "convolutions"])
+@pytest.fixture(scope="module", params=[BOTH, ENDS, POOLED], ids=["patches", "convolutions", "pooled"])
 def model(request: pytest.FixtureRequest) -> DiT:
     return randomised(DiT(request.param))
 
@@ -294,6 +295,20 @@ def test_whole_model_by_hand(size: tuple[int, int]) -> None:
     torch.testing.assert_close(painted(model, case), wanted, rtol=1e-9, atol=1e-9)
 
 
+def test_pooled_text_and_loud_positions_by_hand() -> None:
+    """What they change is what the plain model is given: a louder table, and the mean of the real words in the time."""
+    model = randomised(DiT(POOLED).double(), std=0.3)
+    case = Case(torch.float64)
+    mean = torch.stack([words[real].mean(dim=0) for words, real in zip(case.text, case.mask, strict=True)])
+    x = linear(model.patch_in, patches(case.x, 2)) + 3 * position_table(4, 4, 16, 4, CPU).double()
+    c = swish(model.time(case.t) + model.classes.weight[case.labels] + linear(model.pool, mean))
+    for block in model.blocks:
+        x = block_by_hand(block, x, c, case.text, case.mask)
+    shift, scale = (part[:, None] for part in linear(model.modulation_out, c).chunk(2, -1))
+    wanted = unpatched(linear(model.patch_out, normed(x) * (1 + scale) + shift), 3, 8, 8, 2)
+    torch.testing.assert_close(painted(model, case), wanted, rtol=1e-9, atol=1e-9)
+
+
 def swish(x: Tensor) -> Tensor:
     return x / (1 + (-x).exp())
 
@@ -411,7 +426,7 @@ def test_initial_weights() -> None:
 # What the output depends on
 
 
-@pytest.mark.parametrize("config", [BOTH, ENDS], ids=["patches", "convolutions"])
+@pytest.mark.parametrize("config", [BOTH, ENDS, POOLED], ids=["patches", "convolutions", "pooled"])
 def test_every_parameter_matters(config: DiTConfig, case: Case) -> None:
     model = randomised(DiT(config)).requires_grad_(True)
     (painted(model, case) * noise(3, 3, 8, 8, seed=9)).sum().backward()
@@ -562,6 +577,8 @@ def test_sizes_that_do_not_divide(model: DiT, size: tuple[int, int], named: str)
         ({"conv_channels": 12}, "conv_channels must be a multiple of 8 .* not 12 and 2"),
         ({"conv_channels": -8}, "not -8 and 2"),
         ({"conv_channels": 16, "conv_layers": 0}, "conv_layers at least 1, not 16 and 0"),
+        ({"position_scale": 0.0}, "position_scale must be more than 0, not 0"),
+        ({"pooled_text": True}, "pooled_text needs a text encoder"),
     ],
 )
 def test_configurations_that_do_not_divide(numbers: dict, message: str) -> None:

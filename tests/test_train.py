@@ -4,6 +4,7 @@ import io
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -164,6 +165,25 @@ def test_learning_rate() -> None:
     assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
     assert rates[8] == pytest.approx(1.0) and rates[12] == pytest.approx(0.0)
     assert learning_rate(11, replace(recipe, schedule="constant")) == 2.0
+
+
+def test_the_text_encoder_has_its_own_rate(recipe: Recipe) -> None:
+    def run(scale: float) -> tuple[Trainer, dict[str, bool]]:
+        """The trainer after its last step, and which weights moved."""
+        shutil.rmtree(recipe.output, ignore_errors=True)
+        run = trainer(replace(recipe, text=replace(recipe.text, lr_scale=scale), beta2=0.9))
+        before = {name: p.detach().clone() for name, p in run.trained.named_parameters()}
+        run.run()
+        return run, {name: not torch.equal(p, before[name]) for name, p in run.trained.named_parameters()}
+
+    for scale in (1.0, 0.25, 0.0):
+        done, moved = run(scale)
+        assert all(yes == (scale > 0 or name.startswith("denoiser")) for name, yes in moved.items())
+        rates = {id(p): group["lr"] for group in done.optimizer.param_groups for p in group["params"]}
+        assert all(group["betas"] == (0.9, 0.9) for group in done.optimizer.param_groups)
+        for name, p in done.trained.named_parameters():
+            own = scale if name.startswith("text_encoder") else 1.0
+            assert rates[id(p)] == pytest.approx(own * learning_rate(recipe.steps - 1, recipe)), name
 
 
 def test_average() -> None:
@@ -373,6 +393,8 @@ def test_resume_keeps_the_tokenizer_and_says_what_changed(recipe: Recipe, tmp_pa
         ({"clip": 0.0}, "clip must be more than 0"),
         ({"model": Transformer(num_heads=0)}, "num_heads must be at least 1"),
         ({"text": TextEncoder(layers=0)}, "layers must be at least 1"),
+        ({"text": TextEncoder(lr_scale=-1.0)}, "lr_scale must be at least 0, not -1"),
+        ({"beta2": 1.0}, "beta2 must be from 0 to below 1, not 1"),
     ],
 )
 def test_recipe_numbers(recipe: Recipe, change: dict, message: str) -> None:

@@ -19,6 +19,7 @@ from limner.nets.layers import (
     TimestepEmbedder,
     attention,
     conv3,
+    masked_mean,
     merge_heads,
     modulate,
     norm,
@@ -34,6 +35,8 @@ class DiTConfig:
     """The numbers of one DiT. `num_classes` and `text_dim` are 0 where there is no such condition.
 
     `conv_channels` is the width of the convolutional ends, 0 for none; `conv_layers` the residual blocks of each.
+    `position_scale` is how loud positions are beside the patches. With `pooled_text` the mean of the words is told with
+    the time as well (as Stable Diffusion 3 tells its pooled text, Esser et al. 2024, section 4).
     """
 
     sample_size: int = 32
@@ -47,6 +50,8 @@ class DiTConfig:
     text_dim: int = 0
     conv_channels: int = 0
     conv_layers: int = 2
+    position_scale: float = 1.0
+    pooled_text: bool = False
 
     def __post_init__(self) -> None:
         for name in ("sample_size", "in_channels", "patch_size", "hidden_size", "num_heads"):
@@ -63,6 +68,10 @@ class DiTConfig:
                 f"conv_channels must be a multiple of {CONV_GROUP} (0 for none) and conv_layers at least 1, not "
                 f"{self.conv_channels} and {self.conv_layers}"
             )
+        if not 0 < self.position_scale < float("inf"):
+            raise LimnerError(f"position_scale must be more than 0, not {self.position_scale}")
+        if self.pooled_text and not self.text_dim:
+            raise LimnerError("pooled_text needs a text encoder: there are no words to take the mean of")
 
 
 class TextMemory(NamedTuple):
@@ -70,6 +79,7 @@ class TextMemory(NamedTuple):
 
     kv: list[tuple[Tensor, Tensor]]  # depth pairs of (B, H, L, d)
     mask: Tensor | None  # (B, 1, 1, L), True at real tokens
+    pooled: Tensor | None = None  # (B, D), what is added to the time
 
 
 class CrossAttention(nn.Module):
@@ -168,6 +178,7 @@ class DiT(nn.Module):
         self.time = TimestepEmbedder(dim)
         # The last row is the null class of classifier-free guidance.
         self.classes = nn.Embedding(config.num_classes + 1, dim) if config.num_classes else None
+        self.pool = nn.Linear(config.text_dim, dim) if config.pooled_text else None
         self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.depth))
         self.norm_out = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.modulation_out = nn.Linear(dim, 2 * dim)
@@ -205,7 +216,8 @@ class DiT(nn.Module):
     def read(self, text: Tensor, mask: Tensor | None = None) -> TextMemory:
         """Text states (B, L, C) and their mask (B, L), True at real tokens -> what all steps of a picture share."""
         kv = [block.cross.read(text) for block in self.blocks]  # type: ignore[union-attr, operator]
-        return TextMemory(kv, None if mask is None else mask[:, None, None, :])
+        pooled = self.pool(masked_mean(text, mask)) if self.pool is not None else None
+        return TextMemory(kv, None if mask is None else mask[:, None, None, :], pooled)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None, text: TextMemory | None = None) -> Tensor:
         """`labels` (B,) with `null_class` for none where the model has classes; `text` from `read` where it reads."""
@@ -218,11 +230,14 @@ class DiT(nn.Module):
         c = self.time(t)
         if self.classes is not None:
             c = c + self.classes(labels if labels is not None else torch.full_like(t, self.null_class).long())
+        if text is not None and text.pooled is not None:
+            c = c + text.pooled
         c = F.silu(c)  # (B, D)
         features = x if self.ends is None else self.ends.enter(x, c)
         x = self.patch_in(rearrange(features, "b c (h p) (w q) -> b (h w) (c p q)", p=patch, q=patch))  # (B, N, D)
         base = config.sample_size // patch
-        x = x + position_table(height // patch, width // patch, config.hidden_size, base, x.device).to(x.dtype)
+        table = position_table(height // patch, width // patch, config.hidden_size, base, x.device)
+        x = x + config.position_scale * table.to(x.dtype)
         kv = text.kv if text is not None else [None] * config.depth
         mask = text.mask if text is not None else None
         for block, block_kv in zip(self.blocks, kv, strict=True):

@@ -31,6 +31,14 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
+def masked_mean(text: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean (B, C) of the tokens (B, L, C) where the mask (B, L) is True."""
+    if mask is None:
+        return text.mean(dim=1)
+    real = mask[..., None].to(text.dtype)
+    return (text * real).sum(dim=1) / real.sum(dim=1)
+
+
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x (B, N, D) shifted and scaled per picture by (B, D) (Peebles & Xie 2023, section 3.2)."""
     return torch.addcmul(shift.unsqueeze(1), x, (1 + scale).unsqueeze(1))
@@ -87,9 +95,9 @@ def norm(channels: int, groups: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
-def conv3(inputs: int, outputs: int) -> nn.Conv2d:
-    """A 3x3 convolution that keeps the size."""
-    return nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
+def conv3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    """A 3x3 convolution that keeps the size, or divides it by its stride."""
+    return nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=1)
 
 
 class ResnetBlock(nn.Module):

@@ -13,6 +13,7 @@ from limner.errors import LimnerError
 from limner.nets.vae import AutoencoderKL, AutoencoderKLConfig
 from limner.picture import sheet, to_pictures
 from limner.pipeline import save_autoencoder
+from limner.train.contrastive import Autocast
 from limner.train.recipe import AutoencoderRecipe
 
 UNSEEN = 2**20  # the step whose batches are kept for measuring: far beyond the end of any run on endless data
@@ -84,9 +85,17 @@ class Autoencoding:
         self.compiled: list[nn.Module] = [vae]
         self.held = Batches(pictures, 128, recipe.size, recipe.channels, recipe.seed).batch(UNSEEN)["images"]
 
+    @property
+    def groups(self) -> list[dict]:
+        """The optimiser's groups; `scale` is of the learning rate."""
+        return [{"params": list(self.trained.parameters()), "scale": 1.0}]
+
     def collection(self, pictures: Collection, device: torch.device, say: Callable[[str], None]) -> Collection:
         """What the batches are made of."""
         return pictures
+
+    def begin(self, pictures: Collection, device: torch.device, autocast: Autocast, say: Callable[[str], None]) -> None:
+        """Nothing comes before the first step."""
 
     def finish(self, average: nn.Module, device: torch.device) -> TrainedAutoencoder:
         """The result of the run, sharing the averaged weights."""

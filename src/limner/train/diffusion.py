@@ -7,14 +7,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from limner.data.batches import Batches
 from limner.data.pictures import Collection
 from limner.data.world.dataset import prompts
 from limner.data.world.scene import KINDS
 from limner.evaluate.grade import grade
 from limner.picture import sheet
 from limner.pipeline import Pipeline
+from limner.train.contrastive import BATCH, Autocast, learn_to_read
 from limner.train.latents import Latents, encode
-from limner.train.loss import DiffusionLoss
+from limner.train.loss import DiffusionLoss, Words
 from limner.train.recipe import Recipe
 from limner.train.setup import Reader, make_loss, make_pipeline
 
@@ -26,6 +28,8 @@ class Diffusion:
         self.recipe = recipe
         self.pipeline = make_pipeline(recipe, pictures, start)
         self.trained = make_loss(recipe, self.pipeline)
+        if self.trained.text_encoder is not None:
+            self.trained.text_encoder.requires_grad_(recipe.text.lr_scale > 0)
         # One by one: they are alike, so that one compilation serves all of them. The whole fails where convolutions
         # stand beside text of changing length: torch then takes attention's keys for pictures and lays them out anew.
         self.compiled: list[nn.Module] = list(self.pipeline.denoiser.blocks)
@@ -33,6 +37,15 @@ class Diffusion:
         kind = recipe.data.name.partition(":")[2]  # world:one
         self.kinds = [kind] if kind in KINDS else list(KINDS)
         self.prompts = list(recipe.sample_prompts) or self._prompts(pictures)
+
+    @property
+    def groups(self) -> list[dict]:
+        """The optimiser's groups; `scale` is of the learning rate."""
+        groups = [{"params": list(self.trained.denoiser.parameters()), "scale": 1.0}]
+        scale = self.recipe.text.lr_scale
+        if self.trained.text_encoder is not None and scale:
+            groups.append({"params": list(self.trained.text_encoder.parameters()), "scale": scale})
+        return groups
 
     def _reader(self) -> Reader | None:
         if self.pipeline.tokenizer is None or self.pipeline.text_encoder is None:
@@ -50,11 +63,24 @@ class Diffusion:
     def collection(self, pictures: Collection, device: torch.device, say: Callable[[str], None]) -> Collection:
         """What the batches are made of: the pictures, or the latents of the first `recipe.cache` of them."""
         recipe, vae = self.recipe, self.pipeline.vae
+        if vae is not None:
+            vae = vae.to(device)
         if not recipe.cache or vae is None:
             return pictures
         file = Path(recipe.output) / "latents.safetensors"
-        vae = vae.to(device)
         return Latents(pictures, vae, recipe.size, recipe.channels, recipe.cache, recipe.seed, file, device, say)
+
+    def begin(self, pictures: Collection, device: torch.device, autocast: Autocast, say: Callable[[str], None]) -> None:
+        """What comes before the first step of a fresh run: the contrastive start of the text encoder, if asked for."""
+        encoder, recipe = self.trained.text_encoder, self.recipe
+        if encoder is None or self.reader is None or not recipe.text.contrastive:
+            return
+        reader, batches = self.reader, Batches(pictures, BATCH, recipe.size, recipe.channels, recipe.seed)
+
+        def ask(batch: dict) -> tuple[torch.Tensor, Words]:
+            return self._targets(batch["images"].to(device)), reader(batch["captions"], device)
+
+        learn_to_read(encoder.to(device), batches, ask, recipe.text.contrastive, device, autocast, say)
 
     def finish(self, average: nn.Module, device: torch.device) -> Pipeline:
         """The result of the run, sharing the averaged weights."""

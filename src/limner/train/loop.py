@@ -128,10 +128,14 @@ class Trainer:
         self.task = make_task(recipe, self.pictures, start)
         with self.accelerator.autocast():
             self.pictures = self.task.collection(self.pictures, self.device, self._say)
+        if start is None:
+            self.task.begin(self.pictures, self.device, self.accelerator.autocast, self._say)
         trained = self.task.trained
         self.average = copy.deepcopy(trained).to(self.device).requires_grad_(False).eval()
         self.result: Any = self.task.finish(self.average, self.device)
-        optimizer = torch.optim.AdamW(trained.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+        optimizer = torch.optim.AdamW(
+            self.task.groups, lr=recipe.lr, betas=(0.9, recipe.beta2), weight_decay=recipe.weight_decay, fused=True
+        )
         self.trained: nn.Module = trained.to(self.device)
         self.step = 0
         if start is not None:
@@ -178,7 +182,7 @@ class Trainer:
         """One optimiser step; returns the mean loss, detached."""
         recipe = self.recipe
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, recipe)
+            group["lr"] = learning_rate(self.step, recipe) * group["scale"]
         loss = self.loss(batch).mean()
         self.accelerator.backward(loss)
         weights = [p for p in self.model.parameters() if p.grad is not None]

@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from limner.data.sources import Source
@@ -18,10 +18,14 @@ class Transformer:
     hidden_size: int = 256
     depth: int = 6
     num_heads: int = 8
-    conv_channels: int = 0
+    conv_channels: int = field(default=0, metadata={"least": 0})
     """Width of the convolutional ends, which draw what large patches cannot; 0 for none."""
     conv_layers: int = 2
     """Residual blocks of each end."""
+    position_scale: float = 1.0
+    """How loud positions are beside the patches: in a grid of few tokens most of the table's channels hardly change."""
+    pooled_text: bool = False
+    """Tell the mean of the words with the time as well."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,11 @@ class TextEncoder:
     """Longest prompt in tokens, start and end included."""
     vocab_size: int = 1000
     """Most entries of the tokenizer that is trained on the captions."""
+    lr_scale: float = 1.0
+    """Its learning rate as a multiple of the denoiser's: early on it hears little but noise, and a high rate undoes it.
+    0 keeps it as it is."""
+    contrastive: int = field(default=0, metadata={"least": 0})
+    """Steps in which it first learns which caption belongs to which picture (train/contrastive.py); 0: none."""
     pretrained: str | None = None
     """Folder of a CLIP text model and its tokenizer: used as it is, encoded once per distinct caption."""
 
@@ -72,6 +81,8 @@ class Run:
     warmup: int = 100
     """Steps in which the learning rate rises from 0."""
     schedule: Literal["constant", "cosine"] = "constant"
+    beta2: float = 0.999
+    """AdamW's decay of the squared gradients' average."""
     weight_decay: float = 0.0
     clip: float = 1.0
     """Largest gradient norm."""
@@ -101,9 +112,12 @@ class Run:
                 raise LimnerError(f"{name} must be more than 0, not {getattr(self, name)}")
         for part in vars(self).values():
             if isinstance(part, Transformer | TextEncoder | Autoencoder):
-                for name, value in vars(part).items():
-                    if isinstance(value, int) and value < 1 and name != "conv_channels":  # the network looks at that
-                        raise LimnerError(f"{name} must be at least 1, not {value}")
+                for number in fields(part):
+                    value, least = getattr(part, number.name), number.metadata.get("least", 1)
+                    if type(value) is int and value < least:
+                        raise LimnerError(f"{number.name} must be at least {least}, not {value}")
+        if not 0 <= self.beta2 < 1:
+            raise LimnerError(f"beta2 must be from 0 to below 1, not {self.beta2}")
 
     def at_least(self, least: Mapping[str, float]) -> None:
         """LimnerError for a field below its least value."""
@@ -166,6 +180,10 @@ class Recipe(Run):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least({"sample_steps": 1, "grade": 0, "cache": 0})
+        if not 0 <= self.text.lr_scale < float("inf"):
+            raise LimnerError(f"lr_scale must be at least 0, not {self.text.lr_scale}")
+        if self.text.contrastive and (self.condition != "text" or self.text.pretrained is not None):
+            raise LimnerError("--text.contrastive is for a text encoder that is trained: this run has none")
         self.share("dropout")
         if not 0 < self.shift < float("inf") or (self.shift != 1 and self.path != "flow"):
             raise LimnerError(f"shift must be more than 0, and 1 but for the flow path, not {self.shift}")

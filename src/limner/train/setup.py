@@ -53,6 +53,8 @@ class Reader:
             mask = torch.arange(padded.shape[1])[None] < lengths[:, None]
             return Words(padded.to(device), mask.to(device), which.to(device))
         ids, mask = self.tokenizer.encode(distinct)
+        longest = -(-int(mask.sum(dim=1).max()) // 8) * 8  # few lengths, so that compiled code is made for few
+        ids, mask = ids[:, :longest], mask[:, :longest]
         return Words(ids.to(device), mask.to(device), which.to(device))
 
     @torch.no_grad()

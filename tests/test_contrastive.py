@@ -1,0 +1,183 @@
+"""The contrastive start: its loss by hand, what it teaches, and that a run begins with it once."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+
+from limner.data.batches import Batches
+from limner.data.sources import Source, open_source
+from limner.errors import LimnerError
+from limner.nets.layers import masked_mean
+from limner.text.clip import CLIPTextConfig, CLIPTextModel
+from limner.text.tokenizer import Tokenizer
+from limner.train.contrastive import ContrastiveLoss, PictureReader, learn_to_read
+from limner.train.loop import Trainer
+from limner.train.loss import Words
+from limner.train.recipe import Recipe, TextEncoder, Transformer
+from limner.train.setup import Reader
+from limner.weights.file import read_tensors
+
+NAMES = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 220), "grey": (120, 120, 120)}
+SAID = ("a {} picture", "{} all over", "it is {}")
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    """A tiny run on plain pictures, each with three captions that say its colour."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(24):
+        name = list(NAMES)[i % 4]
+        shade = tuple(max(0, c - 2 * i) for c in NAMES[name])
+        Image.new("RGB", (8, 8), shade).save(folder / f"{i:02d}.png")
+        (folder / f"{i:02d}.txt").write_text("\n".join(said.format(name) for said in SAID))
+    return Recipe(
+        data=Source(path=str(folder)), output=str(tmp_path / "run"), size=8, model=Transformer(4, 32, 1, 2),
+        text=TextEncoder(hidden_size=32, layers=1, num_heads=2, length=16, vocab_size=600, contrastive=4, lr_scale=0.0),
+        steps=2, batch_size=8, save_every=1, sample_every=100, keep=0, sample_steps=2,
+    )  # fmt: skip
+
+
+def encoder(vocab: int, end: int) -> CLIPTextModel:
+    torch.manual_seed(0)
+    numbers = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+    return CLIPTextModel(CLIPTextConfig(vocab_size=vocab, max_position_embeddings=16, eos_token_id=end, **numbers))
+
+
+def words(which: list[int]) -> Words:
+    ids = torch.tensor([[50, 3, 4, 51, 0, 0], [50, 5, 51, 0, 0, 0], [50, 6, 7, 8, 9, 51]])
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]]).bool()
+    return Words(ids, mask, torch.tensor(which))
+
+
+def test_masked_mean() -> None:
+    text = torch.randn(2, 4, 3)
+    mask = torch.tensor([[True, True, False, False], [True, True, True, True]])
+    torch.testing.assert_close(masked_mean(text, mask), torch.stack([text[0, :2].mean(0), text[1].mean(0)]))
+    torch.testing.assert_close(masked_mean(text, None), text.mean(1))
+
+
+@pytest.mark.parametrize(
+    ("which", "pictures"),
+    [([0, 1, 2], [0, 1, 2]), ([0, 1, 0, 2], [0, 1, 2, 3]), ([0, 1, 2, 1], [7, 8, 7, 9])],
+    ids=["all apart", "a caption twice", "a picture twice"],
+)
+def test_loss_by_hand(which: list[int], pictures: list[int]) -> None:
+    """Cross-entropy of each picture over the captions that are not its own too, and of each caption over pictures."""
+    model = ContrastiveLoss(encoder(52, 51), 3, 8).double()
+    x = torch.randn(len(which), 3, 8, 8, dtype=torch.float64)
+    loss, found = model(x, words(which), torch.tensor(pictures))
+
+    told, said = [], words(which)
+    for row in which:
+        states = model.encoder(said.ids[row : row + 1][:, said.mask[row]]).hidden[0]  # without its padding
+        told.append(model.words(states.mean(0)))
+    seen = model.pictures(x)
+
+    def cosine(a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b / (a.norm() * b.norm())).float() / 0.07
+
+    count, terms, right = len(which), [], 0
+    for i in range(count):
+        others = [j for j in range(count) if which[j] != which[i] and pictures[j] != pictures[i]]
+        for own, rest in (
+            (cosine(seen[i], told[i]), [cosine(seen[i], told[j]) for j in others]),
+            (cosine(seen[i], told[i]), [cosine(seen[j], told[i]) for j in others]),
+        ):
+            terms.append(torch.logsumexp(torch.stack([own, *rest]), dim=0) - own)
+        right += all(cosine(seen[i], told[i]) > cosine(seen[i], told[j]) for j in others)
+    torch.testing.assert_close(loss, torch.stack(terms).mean(), rtol=1e-5, atol=1e-5)
+    assert found.item() == pytest.approx(right / count)
+
+
+@pytest.mark.parametrize(("side", "halvings"), [(4, 0), (8, 1), (16, 2), (28, 3), (64, 4)])
+def test_picture_reader_looks_everywhere(side: int, halvings: int) -> None:
+    """Whatever the size, each pixel matters; and so does which picture of a batch it is in."""
+    reader = PictureReader(3, side, 8)
+    assert len(reader.layers) == 1 + halvings
+    x = torch.randn(2, 3, side, side, requires_grad=True)
+    out = reader(x)
+    (gradient,) = torch.autograd.grad(out[0].sum(), x)
+    assert (gradient[0].abs().sum(0) > 0).all() and not gradient[1].any()
+    torch.testing.assert_close(out[1:], reader(x[1:]))
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+def test_it_learns_to_read(recipe: Recipe, half: bool) -> None:
+    """Colours said in other words: the texts of one colour come together, and those of others apart."""
+    pictures = open_source(recipe.data)
+    tokenizer = Tokenizer.train(pictures.all_captions(), vocab_size=600, length=16)
+    model = encoder(tokenizer.vocab_size, tokenizer.end)
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    reader, batches = Reader(tokenizer, model, False), Batches(pictures, 24, 8, 3)
+    said: list[str] = []
+    entered: list[bool] = []
+
+    @contextmanager
+    def autocast() -> Iterator[None]:
+        entered.append(torch.is_autocast_enabled("cpu"))
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            yield
+
+    def ask(batch: dict) -> tuple[Tensor, Words]:
+        return batch["images"].float() / 127.5 - 1, reader(batch["captions"], torch.device("cpu"))
+
+    model.requires_grad_(False)
+    learn_to_read(model, batches, ask, 200, torch.device("cpu"), autocast, said.append)
+    assert entered == [False] * 200  # left after each step: torch forgets the cast weights only then
+    assert not any(p.requires_grad for p in model.parameters())  # as it was given
+    assert any(not torch.equal(p, before[name]) for name, p in model.state_dict().items())
+    assert [line.split(":")[0] for line in said] == ["reading, step 100 of 200", "reading, step 200 of 200"]
+
+    texts = [sentence.format(name) for name in NAMES for sentence in SAID]
+    ids, mask = tokenizer.encode(texts)
+    states = masked_mean(model(ids).hidden, mask)
+    states = torch.nn.functional.normalize(states - states.mean(0), dim=-1)
+    alike = (states @ states.T).view(4, 3, 4, 3).mean(dim=(1, 3))  # colour by colour
+    assert alike.diagonal().min() > alike.masked_fill(torch.eye(4).bool(), -1).max() + 0.5
+
+
+def run(recipe: Recipe, resume: str | None = None) -> tuple[Trainer, list[str]]:
+    lines: list[str] = []
+    console = Console(quiet=True)
+    console.print = lambda text, *rest, **more: lines.append(str(text))  # type: ignore[method-assign]
+    return Trainer(recipe, resume, console), lines
+
+
+def text_of(folder: str, step: int) -> dict[str, Tensor]:
+    return read_tensors(Path(folder) / f"checkpoint-{step}" / "text_encoder" / "model.safetensors")
+
+
+def test_a_run_begins_with_it_and_resumes_without(recipe: Recipe) -> None:
+    plain, _ = run(replace(recipe, output=recipe.output + "-plain", text=replace(recipe.text, contrastive=0)))
+    trainer, lines = run(recipe)
+    read = {name: p.clone() for name, p in trainer.task.trained.text_encoder.state_dict().items()}  # type: ignore[union-attr]
+    untaught = plain.task.trained.text_encoder.state_dict()  # type: ignore[union-attr]
+    assert all(not torch.equal(p, untaught[name]) for name, p in read.items() if "embed" in name)
+    assert sum("reading, step 4 of 4" in line for line in lines) == 1
+    trainer.run()
+    for step in (1, 2):  # at rate 0 it stays what it learnt
+        assert all(torch.equal(p, read[name]) for name, p in text_of(recipe.output, step).items())
+    resumed, lines = run(replace(recipe, steps=3), "latest")
+    assert not any("reading" in line for line in lines)
+    assert all(torch.equal(p, read[n]) for n, p in resumed.task.trained.text_encoder.state_dict().items())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda r: replace(r, text=replace(r.text, contrastive=-1)),
+        lambda r: replace(r, condition="none"),
+        lambda r: replace(r, text=replace(r.text, pretrained="clip")),
+    ],
+)
+def test_where_there_is_nothing_to_teach(recipe: Recipe, wrong: Callable[[Recipe], Recipe]) -> None:
+    with pytest.raises(LimnerError, match=r"contrastive must be at least 0|--text.contrastive is for a text encoder"):
+        wrong(recipe)
