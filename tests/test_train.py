@@ -181,7 +181,9 @@ def test_the_text_encoder_has_its_own_rate(recipe: Recipe) -> None:
         assert all(yes == (scale > 0 or name.startswith("denoiser")) for name, yes in moved.items())
         rates = {id(p): group["lr"] for group in done.optimizer.param_groups for p in group["params"]}
         assert all(group["betas"] == (0.9, 0.9) for group in done.optimizer.param_groups)
-        for name, p in done.trained.named_parameters():
+        learning = [(name, p) for name, p in done.trained.named_parameters() if p.requires_grad]
+        assert {name.split(".")[0] for name, _ in learning} == {"denoiser"} | ({"text_encoder"} if scale else set())
+        for name, p in learning:
             own = scale if name.startswith("text_encoder") else 1.0
             assert rates[id(p)] == pytest.approx(own * learning_rate(recipe.steps - 1, recipe)), name
 

@@ -1,11 +1,11 @@
 """One object of any shape, colour, size and place, in the latents of the shipped autoencoder, within half an hour.
 
 Run whole on two CPU cores (EPYC, Zen 4, bfloat16, compiled): 28 minutes, of which encoding its 24,000 pictures and
-learning to read took four and a half (98% of 256 captions were found for their pictures in the end), then 6,500 steps
-of 64, 179 to 385 images/s. Mean loss over 50 steps: 1.5919 at step 50, 0.2101 at 500, 0.1612 at 1,000, 0.1238 at 2,000,
-0.0946 at 4,000, 0.0862 at 6,500. Of 100 prompts 9 were obeyed at step 1,300, 27 at 2,600, 45 at 3,900, 57 at 5,200, 62
-at the end. What fails then is the shape of small objects (41% of them right, of large ones 84%), and prompts that leave
-the background open (57% obeyed, with the background named 73%).
+learning to read took four and a half (98% of 256 captions were found for their pictures in the end), and then came
+6,500 steps of 64, 179 to 385 images/s. Mean loss over 50 steps: 1.5919 at step 50, 0.2101 at 500, 0.1612 at 1,000,
+0.1238 at 2,000, 0.0946 at 4,000, 0.0862 at 6,500. Of 100 prompts 9 were obeyed at step 1,300, 27 at 2,600, 45 at 3,900,
+57 at 5,200, 62 at the end. What fails then is the shape of small objects (41% of them right, of large ones 84%), and
+prompts that leave the background open (57% obeyed, with the background named 73%).
 
 What made it learn where things are, each tried by leaving it out for 45,000 to 56,000 pictures: a text encoder that has
 learnt to read before; captions that say nearly all, few of them dropped; the mean of the words told with the time;
