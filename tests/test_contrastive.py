@@ -1,7 +1,7 @@
 """The contrastive start: its loss by hand, what it teaches, and that a run begins with it once."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +15,11 @@ from limner.data.batches import Batches
 from limner.data.sources import Source, open_source
 from limner.errors import LimnerError
 from limner.nets.layers import masked_mean
+from limner.nets.vae import AutoencoderKL, AutoencoderKLConfig
+from limner.pipeline import save_autoencoder
 from limner.text.clip import CLIPTextConfig, CLIPTextModel
 from limner.text.tokenizer import Tokenizer
-from limner.train.contrastive import ContrastiveLoss, PictureReader, learn_to_read
+from limner.train.contrastive import ContrastiveLoss, PictureReader, learn_to_read, rate
 from limner.train.loop import Trainer
 from limner.train.loss import Words
 from limner.train.recipe import Recipe, TextEncoder, Transformer
@@ -130,7 +132,7 @@ def test_it_learns_to_read(recipe: Recipe, half: bool) -> None:
         return batch["images"].float() / 127.5 - 1, reader(batch["captions"], torch.device("cpu"))
 
     model.requires_grad_(False)
-    learn_to_read(model, batches, ask, 200, torch.device("cpu"), autocast, said.append)
+    learn_to_read(model, 3, 8, batches, ask, 200, torch.device("cpu"), autocast, said.append)
     assert entered == [False] * 200  # left after each step: torch forgets the cast weights only then
     assert not any(p.requires_grad for p in model.parameters())  # as it was given
     assert any(not torch.equal(p, before[name]) for name, p in model.state_dict().items())
@@ -170,14 +172,80 @@ def test_a_run_begins_with_it_and_resumes_without(recipe: Recipe) -> None:
     assert all(torch.equal(p, read[n]) for n, p in resumed.task.trained.text_encoder.state_dict().items())  # type: ignore[union-attr]
 
 
+def test_earlier_weights_are_not_taught_again(recipe: Recipe) -> None:
+    first, _ = run(recipe)
+    first.run()
+    second, lines = run(replace(recipe, init=recipe.output, output=recipe.output + "-second"))
+    assert not any("reading" in line for line in lines)
+    states = second.task.trained.text_encoder.state_dict()  # type: ignore[union-attr]
+    assert all(torch.equal(p, states[name]) for name, p in text_of(recipe.output, 2).items())
+
+
+@pytest.mark.parametrize(("before", "after"), [(1.0, 0.0), (0.0, 1.0)])
+def test_a_resumed_run_may_free_or_freeze_the_text(recipe: Recipe, before: float, after: float) -> None:
+    def at(scale: float, steps: int) -> Recipe:
+        return replace(recipe, steps=steps, text=replace(recipe.text, lr_scale=scale, contrastive=0))
+
+    run(at(before, 1))[0].run()
+    early = text_of(recipe.output, 1)
+    run(at(after, 3), "latest")[0].run()
+    late = text_of(recipe.output, 3)
+    assert any(not torch.equal(p, late[name]) for name, p in early.items()) == (after > 0)
+
+
+def test_it_looks_at_latents(recipe: Recipe, tmp_path: Path) -> None:
+    """With an autoencoder the text is told from what is painted, kept latents or those encoded on the way."""
+    config = AutoencoderKLConfig(in_channels=3, out_channels=3, block_out_channels=(8, 8), layers_per_block=1,
+                                 latent_channels=4, norm_num_groups=4)  # fmt: skip
+    torch.manual_seed(0)
+    save_autoencoder(AutoencoderKL(config), tmp_path / "vae")
+    read = []
+    for cache in (0, 24):
+        latent = replace(recipe, autoencoder=str(tmp_path / "vae"), cache=cache, output=f"{recipe.output}-{cache}")
+        trainer, lines = run(replace(latent, model=Transformer(2, 32, 1, 2)))
+        assert sum("reading, step 4 of 4" in line for line in lines) == 1
+        read.append(trainer.task.trained.text_encoder.state_dict())  # type: ignore[union-attr]
+    plain, _ = run(replace(recipe, output=recipe.output + "-pixels"))
+    pixels = plain.task.trained.text_encoder.state_dict()  # type: ignore[union-attr]
+    assert all(p.isfinite().all() for state in read for p in state.values())
+    assert any(not torch.equal(p, read[0][name]) for name, p in pixels.items())
+
+
+def test_a_gradient_that_is_no_number_is_told(recipe: Recipe) -> None:
+    model = encoder(600, 599)
+    torch.nn.init.constant_(model.text_model.final_layer_norm.weight, float("nan"))
+
+    def ask(batch: dict) -> tuple[Tensor, Words]:
+        return batch["images"].float(), words([0, 1, 2])
+
+    batches = Batches(open_source(recipe.data), 3, 8, 3)
+    with pytest.raises(LimnerError, match=r"norm nan at step 1: .*--text.contrastive 0"):
+        learn_to_read(model, 3, 8, batches, ask, 2, torch.device("cpu"), nullcontext, lambda line: None)
+
+
+def test_rates() -> None:
+    assert [round(rate(step, 40), 4) for step in (0, 1, 20, 39)] == [0.5, 0.9985, 0.5, 0.0015]
+    assert all(0 < rate(step, steps) <= 1 for steps in (1, 2, 19, 20) for step in range(steps))
+
+
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "message"),
     [
-        lambda r: replace(r, text=replace(r.text, contrastive=-1)),
-        lambda r: replace(r, condition="none"),
-        lambda r: replace(r, text=replace(r.text, pretrained="clip")),
+        (lambda r: replace(r, text=replace(r.text, contrastive=-1)), "contrastive must be at least 0, not -1"),
+        (lambda r: replace(r, condition="none"), "--text.contrastive is for a text encoder that is trained"),
+        (lambda r: replace(r, text=replace(r.text, pretrained="clip")), "--text.contrastive is for a text encoder"),
     ],
 )
-def test_where_there_is_nothing_to_teach(recipe: Recipe, wrong: Callable[[Recipe], Recipe]) -> None:
-    with pytest.raises(LimnerError, match=r"contrastive must be at least 0|--text.contrastive is for a text encoder"):
+def test_where_there_is_nothing_to_teach(recipe: Recipe, wrong: Callable[[Recipe], Recipe], message: str) -> None:
+    with pytest.raises(LimnerError, match=message):
         wrong(recipe)
+
+
+def test_captions_are_padded_to_the_longest_alone() -> None:
+    tokenizer = Tokenizer.train(["a red picture"] * 9, vocab_size=600, length=16)
+    model = encoder(tokenizer.vocab_size, tokenizer.end)
+    captions = ["a red picture", "", "a red"]
+    said = Reader(tokenizer, model, False)(captions, torch.device("cpu"))
+    ids, mask = tokenizer.encode(captions)
+    assert said.ids.shape[1] == 8 < ids.shape[1] and torch.equal(mask.sum(1), said.mask.sum(1))
+    torch.testing.assert_close(model(said.ids).hidden[said.mask], model(ids).hidden[mask])

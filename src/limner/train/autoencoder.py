@@ -1,6 +1,7 @@
 """Training an autoencoder: pictures in, the same pictures out, by way of latents near a unit Gaussian."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from limner.errors import LimnerError
 from limner.nets.vae import AutoencoderKL, AutoencoderKLConfig
 from limner.picture import sheet, to_pictures
 from limner.pipeline import save_autoencoder
-from limner.train.contrastive import Autocast
 from limner.train.recipe import AutoencoderRecipe
 
 UNSEEN = 2**20  # the step whose batches are kept for measuring: far beyond the end of any run on endless data
@@ -94,7 +94,13 @@ class Autoencoding:
         """What the batches are made of."""
         return pictures
 
-    def begin(self, pictures: Collection, device: torch.device, autocast: Autocast, say: Callable[[str], None]) -> None:
+    def begin(
+        self,
+        pictures: Collection,
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager],
+        say: Callable[[str], None],
+    ) -> None:
         """Nothing comes before the first step."""
 
     def finish(self, average: nn.Module, device: torch.device) -> TrainedAutoencoder:

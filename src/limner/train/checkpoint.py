@@ -108,9 +108,12 @@ def restore(folder: Path, trained: nn.Module, optimizer: torch.optim.Optimizer, 
     moments = read_tensors(folder / "training/optimizer.safetensors")
     state: dict[Tensor, dict[str, Any]] = {}
     parameters = dict(trained.named_parameters())
+    learning = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for key, tensor in moments.items():
         name, what = key.rsplit("/", 1)
         parameter = parameters[name]
+        if id(parameter) not in learning:  # it was trained, and now stays as it is
+            continue
         # AdamW counts steps on the CPU unless it is fused, and takes the count wherever it is then. Moments are laid
         # out in memory as their parameter is (channels last, perhaps): the fused step walks all of them in one order.
         moment = tensor.to(parameter.device)

@@ -6,6 +6,7 @@ small network that looks at the pictures, or at their latents where those are pa
 """
 
 import copy
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limner.data.batches import Batches
+from limner.errors import LimnerError
 from limner.nets.layers import conv3, masked_mean
 from limner.text.clip import CLIPTextModel
 from limner.train.loss import Words
@@ -22,9 +24,6 @@ BATCH = 256  # pictures, each told from all the others
 RATE = 3e-3  # the highest learning rate
 SIDE = 4  # of the last features, which still know what is where
 LARGEST_SCALE = 100.0  # of the cosines, as CLIP has it
-
-
-Autocast = Callable[[], AbstractContextManager]  # accelerate's, of the run's precision
 
 
 class PictureReader(nn.Module):
@@ -47,7 +46,7 @@ class PictureReader(nn.Module):
 
 
 class ContrastiveLoss(nn.Module):
-    """Each picture against all captions of the batch and each caption against all its pictures."""
+    """Each picture against all captions of the batch and each caption against all pictures of it."""
 
     def __init__(self, encoder: CLIPTextModel, channels: int, side: int) -> None:
         super().__init__()
@@ -73,28 +72,42 @@ class ContrastiveLoss(nn.Module):
         return loss, (scores.argmax(dim=1) == right).float().mean()
 
 
+def rate(step: int, steps: int) -> float:
+    """The learning rate of `step` (from 0) as a share of the highest: a rise over a twentieth, and a half cosine."""
+    return min(1.0, (step + 1) / max(1, steps // 20)) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
 def learn_to_read(
     encoder: CLIPTextModel,
+    channels: int,
+    side: int,
     batches: Batches,
     ask: Callable[[dict], tuple[Tensor, Words]],
     steps: int,
     device: torch.device,
-    autocast: Autocast,
+    autocast: Callable[[], AbstractContextManager],
     say: Callable[[str], None],
 ) -> None:
-    """Give `encoder` what `steps` batches teach it; `ask` makes of a batch what is painted and its words."""
-    x, _ = ask(batches.batch(0))
+    """Give `encoder` what `steps` batches teach it.
+
+    `ask` makes of a batch what is painted, (B, channels, side, side), and its words. Of several processes each does all
+    of it, with the same draws. Raises LimnerError where a gradient is not a number.
+    """
     pupil = copy.deepcopy(encoder).requires_grad_(True)
-    loss_of = ContrastiveLoss(pupil, x.shape[1], x.shape[2]).to(device).train()
-    optimizer = torch.optim.AdamW(loss_of.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps + 1, pct_start=0.05,
-                                                cycle_momentum=False)  # fmt: skip
+    loss_of = ContrastiveLoss(pupil, channels, side).to(device).train()
+    optimizer = torch.optim.AdamW(loss_of.parameters(), RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))
     for step in range(1, steps + 1):
         batch = batches.batch(step - 1)
         with autocast():  # anew for each step: within one, torch keeps the weights it has once cast
             loss, found = loss_of(*ask(batch), batch["indices"].to(device))
         loss.backward()
-        nn.utils.clip_grad_norm_(loss_of.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(loss_of.parameters(), 1.0)
+        if not torch.isfinite(norm):
+            raise LimnerError(
+                f"the text encoder's contrastive start has a gradient of norm {norm.item()} at step {step}: "
+                "try another --seed or --precision no, or leave it out (--text.contrastive 0)"
+            )
         optimizer.step()
         optimizer.zero_grad()
         rates.step()

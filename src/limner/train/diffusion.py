@@ -1,6 +1,7 @@
 """Training a denoiser: what the loop asks of such a run."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from limner.data.world.scene import KINDS
 from limner.evaluate.grade import grade
 from limner.picture import sheet
 from limner.pipeline import Pipeline
-from limner.train.contrastive import BATCH, Autocast, learn_to_read
+from limner.train.contrastive import BATCH, learn_to_read
 from limner.train.latents import Latents, encode
 from limner.train.loss import DiffusionLoss, Words
 from limner.train.recipe import Recipe
@@ -70,17 +71,27 @@ class Diffusion:
         file = Path(recipe.output) / "latents.safetensors"
         return Latents(pictures, vae, recipe.size, recipe.channels, recipe.cache, recipe.seed, file, device, say)
 
-    def begin(self, pictures: Collection, device: torch.device, autocast: Autocast, say: Callable[[str], None]) -> None:
+    def begin(
+        self,
+        pictures: Collection,
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager],
+        say: Callable[[str], None],
+    ) -> None:
         """What comes before the first step of a fresh run: the contrastive start of the text encoder, if asked for."""
         encoder, recipe = self.trained.text_encoder, self.recipe
-        if encoder is None or self.reader is None or not recipe.text.contrastive:
-            return
-        reader, batches = self.reader, Batches(pictures, BATCH, recipe.size, recipe.channels, recipe.seed)
+        if encoder is None or self.reader is None or not recipe.text.contrastive or recipe.init is not None:
+            return  # an encoder of earlier weights reads already, and the denoiser knows what it says
+        reader = self.reader
+        batches = Batches(pictures, BATCH, recipe.size, recipe.channels, recipe.seed, recipe.flip)
 
         def ask(batch: dict) -> tuple[torch.Tensor, Words]:
             return self._targets(batch["images"].to(device)), reader(batch["captions"], device)
 
-        learn_to_read(encoder.to(device), batches, ask, recipe.text.contrastive, device, autocast, say)
+        painted, steps = self.trained.denoiser.config, recipe.text.contrastive
+        learn_to_read(
+            encoder.to(device), painted.in_channels, painted.sample_size, batches, ask, steps, device, autocast, say
+        )
 
     def finish(self, average: nn.Module, device: torch.device) -> Pipeline:
         """The result of the run, sharing the averaged weights."""

@@ -30,7 +30,7 @@ class Transformer:
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """The text encoder, trained with the denoiser; or a CLIP folder, kept frozen."""
+    """The text encoder, trained before the denoiser, with it, or both; or a CLIP folder, kept frozen."""
 
     hidden_size: int = 128
     layers: int = 2
@@ -43,7 +43,8 @@ class TextEncoder:
     """Its learning rate as a multiple of the denoiser's: early on it hears little but noise, and a high rate undoes it.
     0 keeps it as it is."""
     contrastive: int = field(default=0, metadata={"least": 0})
-    """Steps in which it first learns which caption belongs to which picture (train/contrastive.py); 0: none."""
+    """Steps in which it first learns which caption belongs to which picture (train/contrastive.py); 0: none. Not
+    done to one that `init` brings."""
     pretrained: str | None = None
     """Folder of a CLIP text model and its tokenizer: used as it is, encoded once per distinct caption."""
 

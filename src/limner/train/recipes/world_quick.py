@@ -4,13 +4,15 @@ Run whole on two CPU cores (EPYC, Zen 4, bfloat16, compiled): 28 minutes, of whi
 learning to read took four and a half (98% of 256 captions were found for their pictures in the end), and then came
 6,500 steps of 64, 179 to 385 images/s. Mean loss over 50 steps: 1.5919 at step 50, 0.2101 at 500, 0.1612 at 1,000,
 0.1238 at 2,000, 0.0946 at 4,000, 0.0862 at 6,500. Of 100 prompts 9 were obeyed at step 1,300, 27 at 2,600, 45 at 3,900,
-57 at 5,200, 62 at the end. What fails then is the shape of small objects (41% of them right, of large ones 84%), and
-prompts that leave the background open (57% obeyed, with the background named 73%).
+57 at 5,200, 62 at the end. Of 150 others 65%: 73% of those that name the background, 57% of those that leave it open;
+what fails most is the shape of small objects (of 58 small ones 41% have it right, of 74 large ones 84%).
 
-What made it learn where things are, each tried by leaving it out for 45,000 to 56,000 pictures: a text encoder that has
-learnt to read before; captions that say nearly all, few of them dropped; the mean of the words told with the time;
-positions three times as loud. With all four 97% of places were right, without any one of them about as many as by
-chance, one in nine (the last two were tried with five clean words in place of a caption).
+What made it learn where things are: with all of this 97% of places were right after 48,000 pictures. Without a text
+encoder that has learnt to read before, or with captions that leave a sixth of the backgrounds unsaid, about as many as
+by chance, one in nine. So too, with five clean words in place of a caption, where the mean of the words was not told
+with the time, or positions were as loud as elsewhere; with both, 98%.
+
+With two blocks and ends of 64 channels the loss ends lower, at 0.0747, and 40 of the 100 prompts are obeyed.
 """
 
 from limner.data.sources import Source
