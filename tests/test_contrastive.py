@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -147,10 +148,17 @@ def test_it_learns_to_read(recipe: Recipe, half: bool) -> None:
 
 
 def run(recipe: Recipe, resume: str | None = None) -> tuple[Trainer, list[str]]:
-    lines: list[str] = []
-    console = Console(quiet=True)
-    console.print = lambda text, *rest, **more: lines.append(str(text))  # type: ignore[method-assign]
-    return Trainer(recipe, resume, console), lines
+    """The trainer before its first step, and what it has said so far."""
+    told = StringIO()
+    trainer = Trainer(recipe, resume, Console(file=told, width=200))
+    return trainer, told.getvalue().splitlines()
+
+
+def text_states(trainer: Trainer) -> dict[str, Tensor]:
+    """A copy of the weights of the run's text encoder."""
+    encoder = trainer.task.trained.text_encoder
+    assert isinstance(encoder, CLIPTextModel)
+    return {name: p.clone() for name, p in encoder.state_dict().items()}
 
 
 def text_of(folder: str, step: int) -> dict[str, Tensor]:
@@ -160,8 +168,8 @@ def text_of(folder: str, step: int) -> dict[str, Tensor]:
 def test_a_run_begins_with_it_and_resumes_without(recipe: Recipe) -> None:
     plain, _ = run(replace(recipe, output=recipe.output + "-plain", text=replace(recipe.text, contrastive=0)))
     trainer, lines = run(recipe)
-    read = {name: p.clone() for name, p in trainer.task.trained.text_encoder.state_dict().items()}  # type: ignore[union-attr]
-    untaught = plain.task.trained.text_encoder.state_dict()  # type: ignore[union-attr]
+    read = text_states(trainer)
+    untaught = text_states(plain)
     assert all(not torch.equal(p, untaught[name]) for name, p in read.items() if "embed" in name)
     assert sum("reading, step 4 of 4" in line for line in lines) == 1
     trainer.run()
@@ -169,7 +177,7 @@ def test_a_run_begins_with_it_and_resumes_without(recipe: Recipe) -> None:
         assert all(torch.equal(p, read[name]) for name, p in text_of(recipe.output, step).items())
     resumed, lines = run(replace(recipe, steps=3), "latest")
     assert not any("reading" in line for line in lines)
-    assert all(torch.equal(p, read[n]) for n, p in resumed.task.trained.text_encoder.state_dict().items())  # type: ignore[union-attr]
+    assert all(torch.equal(p, read[n]) for n, p in text_states(resumed).items())
 
 
 def test_earlier_weights_are_not_taught_again(recipe: Recipe) -> None:
@@ -177,7 +185,7 @@ def test_earlier_weights_are_not_taught_again(recipe: Recipe) -> None:
     first.run()
     second, lines = run(replace(recipe, init=recipe.output, output=recipe.output + "-second"))
     assert not any("reading" in line for line in lines)
-    states = second.task.trained.text_encoder.state_dict()  # type: ignore[union-attr]
+    states = text_states(second)
     assert all(torch.equal(p, states[name]) for name, p in text_of(recipe.output, 2).items())
 
 
@@ -204,9 +212,9 @@ def test_it_looks_at_latents(recipe: Recipe, tmp_path: Path) -> None:
         latent = replace(recipe, autoencoder=str(tmp_path / "vae"), cache=cache, output=f"{recipe.output}-{cache}")
         trainer, lines = run(replace(latent, model=Transformer(2, 32, 1, 2)))
         assert sum("reading, step 4 of 4" in line for line in lines) == 1
-        read.append(trainer.task.trained.text_encoder.state_dict())  # type: ignore[union-attr]
+        read.append(text_states(trainer))
     plain, _ = run(replace(recipe, output=recipe.output + "-pixels"))
-    pixels = plain.task.trained.text_encoder.state_dict()  # type: ignore[union-attr]
+    pixels = text_states(plain)
     assert all(p.isfinite().all() for state in read for p in state.values())
     assert any(not torch.equal(p, read[0][name]) for name, p in pixels.items())
 

@@ -15,7 +15,7 @@ from limner.data.batches import Batches
 from limner.data.sources import Source, open_source
 from limner.data.world import lexicon as words
 from limner.data.world import shapes
-from limner.data.world.dataset import SHARES, World, prompts, write_folder
+from limner.data.world.dataset import World, prompts, write_folder
 from limner.data.world.grammar import NotUnderstood, caption, parse
 from limner.data.world.lexicon import lexicon
 from limner.data.world.render import GAP, SHADE, WOBBLE, Layout, Object, draw, layout, render
@@ -741,7 +741,7 @@ def test_captions_of_a_world_say_nothing_that_is_not_so():
             claimed, scene = parse(world.say(k, Random(3 * k + draw_))), world.scene(k)
             assert keeps(scene, claimed) and not held_out(claimed)
             claims[claimed.background is not None] += 1
-    assert abs(claims[True] / 3000 - sum(SHARES) / len(SHARES)) < 0.02 and claims[False] > 30
+    assert abs(claims[True] / 3000 - 0.969) < 0.02 and claims[False] > 30  # half of what may be left open, once in 16
     everything = " ".join(world.all_captions()).replace(",", " ,").split()
     known = {part for phrase in lexicon() for part in phrase}
     assert {word for phrases in words.COLOUR_WORDS.values() for phrase in phrases for word in phrase.split()} <= (

@@ -98,8 +98,7 @@ class World:
 
 def prompts(kind: str, count: int, held_out: bool, seed: int = 0) -> list[str]:
     """Fresh prompts of one kind (scene.KINDS), for grading: of one object all is said but the background, which half
-    of the prompts name; of others what is left open is
-    said in five of six."""
+    of the prompts name; of others what may be left open is said in five of six."""
     random = Random(f"{kind} {held_out} {seed}")
     make = random_held_out if held_out else random_scene
     asked = []

@@ -7,12 +7,16 @@ learning to read took four and a half (98% of 256 captions were found for their 
 57 at 5,200, 62 at the end. Of 150 others 65%: 73% of those that name the background, 57% of those that leave it open;
 what fails most is the shape of small objects (of 58 small ones 41% have it right, of 74 large ones 84%).
 
-What made it learn where things are: with all of this 97% of places were right after 48,000 pictures. Without a text
-encoder that has learnt to read before, or with captions that leave a sixth of the backgrounds unsaid, about as many as
-by chance, one in nine. So too, with five clean words in place of a caption, where the mean of the words was not told
-with the time, or positions were as loud as elsewhere; with both, 98%.
+That run's learning rate while it learnt to read was another curve of the same shape (a rise, then a half cosine).
 
-With two blocks and ends of 64 channels the loss ends lower, at 0.0747, and 40 of the 100 prompts are obeyed.
+What made it learn where things are, in trials of four minutes on one core in batches of 32, a tenth of the captions
+dropped: 97% of places were right after 48,000 pictures. Without a text encoder that has learnt to read before, or with
+captions that leave a sixth of the backgrounds unsaid, about as many as by chance, one in nine. So too, with five clean
+words in place of a caption, where the mean of the words was not told with the time, or positions were as loud as
+elsewhere; with both, 98%.
+
+With two blocks and ends of 64 channels (20,000 pictures, 8% of backgrounds unsaid, dropout 0.02, 5,300 steps) the loss
+ended lower, at 0.0747, and 40 of the 100 prompts were obeyed.
 """
 
 from limner.data.sources import Source
