@@ -1,9 +1,11 @@
 """The pipeline: what a picture depends on, and what is said to settings it cannot use."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 
@@ -88,9 +90,128 @@ def test_guidance_is_the_paper_s_combination(pipe: Pipeline) -> None:
     torch.testing.assert_close(guided, null + 4.0 * (told - null), rtol=1e-4, atol=1e-5)
 
 
+def test_heun_on_a_flow_averages_velocities(pipe: Pipeline) -> None:
+    """By hand: Heun's steps on the velocity (Karras et al. 2022, algorithm 1, in the flow's own coordinates)."""
+
+    def velocity(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        return output(pipe, ["a red star"], x, torch.tensor(1000.0 * sigma))
+
+    x = torch.from_numpy(normal(3, (1, 8, 8)))[None]
+    sigmas = [*torch.linspace(1, 0.001, 6, dtype=torch.float64).tolist(), 0.0]
+    for s, t in pairwise(sigmas):
+        slope = velocity(x, s)
+        if t:
+            slope = (slope + velocity(x + (t - s) * slope, t)) / 2
+        x = x + (t - s) * slope
+    drawn = last(pipe, "a red star", seed=3, guidance_scale=1.0, sampler="heun")
+    assert (drawn - x).norm() < 1e-4 * x.norm()
+
+
+def test_the_first_x_is_as_loud_as_the_scheduler_says(pipe: Pipeline) -> None:
+    """EulerDiscrete starts at sigma / sqrt(1 + sigma^2) times the noise where its grid starts below pure noise."""
+    config = {"_class_name": "EulerDiscreteScheduler", "beta_end": 0.002, "prediction_type": "sample"}
+    quiet = replace(pipe, scheduler=config)
+    seen: list[torch.Tensor] = []
+    pipe.denoiser.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    last(quiet, "a red star", seed=3, steps=2, guidance_scale=1.0)
+    scheduler = diffusers.EulerDiscreteScheduler(beta_end=0.002, prediction_type="sample")
+    scheduler.set_timesteps(2)
+    noise = torch.from_numpy(normal(3, (1, 8, 8)))[None]
+    start = scheduler.scale_model_input(noise * scheduler.init_noise_sigma, scheduler.timesteps[0])
+    torch.testing.assert_close(seen[0], start)
+    assert start.std() < 0.9 * noise.std()
+
+
+def test_two_threads_share_a_pipeline(pipe: Pipeline) -> None:
+    """Each gets the bytes it would get alone, whatever the other asks for."""
+    asked = [("a red star", {"sampler": "dpmpp_2m"}), ("a blue circle", {"sampler": "unipc", "guidance_scale": 4.0})]
+    alone = [pipe(prompt, seed=3, steps=12, **settings)[0].tobytes() for prompt, settings in asked]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(5):
+            runs = [pool.submit(pipe, prompt, seed=3, steps=12, **settings) for prompt, settings in asked]
+            assert [run.result()[0].tobytes() for run in runs] == alone
+
+
+@pytest.mark.parametrize(("dtype", "near"), [("bfloat16", 0.1), ("float16", 0.01)])
+def test_half_precision_paints_the_same_picture(pipe: Pipeline, tmp_path: Path, dtype: str, near: float) -> None:
+    """All networks compute in it, x stays float32, and the picture is that of float32 but for rounding."""
+    pipe.save(tmp_path / "model")
+    half = Pipeline.from_pretrained(tmp_path / "model", dtype=dtype)
+    assert half.text_encoder is not None
+    kind = getattr(torch, dtype)
+    assert {p.dtype for net in (half.denoiser, half.text_encoder) for p in net.parameters()} == {kind}
+    told: list[torch.dtype] = []
+    half.denoiser.register_forward_pre_hook(lambda module, args: told.append(args[0].dtype))
+    drawn, exact = (last(p, "a red star", seed=3, steps=6) for p in (half, pipe))
+    assert set(told) == {kind} and drawn.dtype == torch.float32
+    assert 0 < (drawn - exact).norm() < near * exact.norm()
+
+
 def test_a_negative_prompt_equal_to_the_prompt_cancels_guidance(pipe: Pipeline) -> None:
     both = last(pipe, "a red star", negative_prompt="a red star", guidance_scale=7.0)
     torch.testing.assert_close(both, last(pipe, "a red star", guidance_scale=1.0), rtol=1e-4, atol=1e-5)
+
+
+# Schedulers as a checkpoint configures them; all keep x at the scale of `Level`, or end at alpha = 1.
+SCHEDULERS = {
+    "ddim": ("DDIMScheduler", {"beta_schedule": "scaled_linear", "set_alpha_to_one": False, "steps_offset": 1}),
+    "ddpm": ("DDPMScheduler", {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}),
+    "ddim-sample": ("DDIMScheduler", {"prediction_type": "sample", "clip_sample_range": 0.5}),
+    "ddim-free": ("DDIMScheduler", {"prediction_type": "v_prediction", "clip_sample": False}),
+    "euler": ("EulerDiscreteScheduler", {"beta_schedule": "scaled_linear", "use_karras_sigmas": True}),
+    "euler-trailing": ("EulerDiscreteScheduler", {"timestep_spacing": "trailing", "prediction_type": "v_prediction"}),
+    "heun": ("HeunDiscreteScheduler", {"beta_schedule": "linear"}),
+    "dpmpp_2m": ("DPMSolverMultistepScheduler", {"prediction_type": "v_prediction"}),
+    "flow": ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
+}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_pictures_are_diffusers(pipe: Pipeline, name: str, guidance_scale: float) -> None:
+    """The pipeline's own pictures against diffusers' loop on the same network: guided, clipped, from the same noise."""
+    class_name, config = SCHEDULERS[name]
+    scheduler = getattr(diffusers, class_name)(**config)
+    scheduler.set_timesteps(10)
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(2, 1, 8, 8, generator=generator) * getattr(scheduler, "init_noise_sigma", 1.0)
+    options = {"use_clipped_model_output": True} if class_name == "DDIMScheduler" else {}
+    options |= {} if class_name in ("HeunDiscreteScheduler",) else {"generator": generator}
+    for t in scheduler.timesteps:
+        seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        uncond, cond = (
+            output(pipe, prompts, seen, t.float()) for prompts in (["", ""], ["a red star", "a blue circle"])
+        )
+        x = scheduler.step(uncond + guidance_scale * (cond - uncond), t, x, **options).prev_sample
+    ours = replace(pipe, scheduler=dict(scheduler.config) | {"_class_name": class_name})
+    drawn = last(ours, ["a red star", "a blue circle"], seed=4, rng="torch", steps=10, guidance_scale=guidance_scale)
+    assert (drawn - x).norm() < 1e-4 * x.norm()
+
+
+def output(pipe: Pipeline, prompts: list[str], x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """What the network gives for x (B, C, H, W) at time t, told the prompts."""
+    assert pipe.tokenizer is not None and pipe.text_encoder is not None
+    ids, mask = pipe.tokenizer.encode(prompts)
+    return pipe.denoiser(x, t.expand(len(x)), text=pipe.denoiser.read(pipe.text_encoder(ids).hidden, mask))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction", "sample"])
+def test_a_guided_clipped_step_is_diffusers(pipe: Pipeline, predicts: str) -> None:
+    """x0 is clipped after guidance, at every step: at scale 5 it would leave the range by far."""
+    scheduler = diffusers.DDIMScheduler(prediction_type=predicts, clip_sample=True)
+    scheduler.set_timesteps(10)
+    ours = replace(pipe, scheduler=dict(scheduler.config) | {"_class_name": "DDIMScheduler"})
+    x = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(4))
+    drawn = ours.stream("a red star", seed=4, rng="torch", steps=10, guidance_scale=5.0)
+    for t, made in zip(scheduler.timesteps, drawn, strict=True):
+        uncond, cond = (output(pipe, [prompt], x, t.float()) for prompt in ("", "a red star"))
+        done = scheduler.step(uncond + 5.0 * (cond - uncond), t, x, use_clipped_model_output=True)
+        assert made.x0.abs().max() <= 1.0
+        torch.testing.assert_close(made.x0, done.pred_original_sample, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(made.x, done.prev_sample, rtol=1e-4, atol=1e-4)
+        x = done.prev_sample
 
 
 def test_other_sizes(pipe: Pipeline) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from limner.denoise import Denoiser, cfg, interval
+from limner.denoise import Denoiser, cfg, clip, interval
 from limner.errors import LimnerError
 from limner.noise.grids import CLEAN, at_times, spaced
 from limner.noise.level import Level
@@ -552,10 +552,11 @@ def test_interval_chooses_by_the_noise_ratio() -> None:
 
 def test_clip_bounds_x0(x: Tensor) -> None:
     level = vp_grid(3)[0]
-    free = Denoiser(network, "eps")(x, level)
+    denoise = Denoiser(network, "eps")
+    free = denoise(x, level)
     assert free.abs().max() > 2
     for bound in (1.0, 1.5):
-        clipped = Denoiser(network, "eps", clip=bound)(x, level)
+        clipped = clip(denoise, bound)(x, level)
         torch.testing.assert_close(clipped, free.clamp(-bound, bound))
         assert clipped.abs().max() == bound
 

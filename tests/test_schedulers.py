@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from limner.denoise import Denoiser
+from limner.denoise import Denoise, Denoiser, clip
 from limner.noise.draws import TorchDraws
 from limner.noise.grids import PREDICTS, plan
 from limner.sample import sampler
@@ -107,7 +107,8 @@ def test_equals_diffusers(name: str, predicts: str, steps: int) -> None:
         return network(x, t)
 
     draws = TorchDraws(7, SHAPE)
-    denoise = Denoiser(recorded, made.predicts, clip=made.clip)
+    denoise: Denoise = Denoiser(recorded, made.predicts)
+    denoise = denoise if made.clip is None else clip(denoise, made.clip)
     run = sampler(made.sampler)(
         denoise, made.start * draws.start(), made.grid, draws, kappa=made.path.kappa, eta=made.eta
     )

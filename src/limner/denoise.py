@@ -18,8 +18,7 @@ class Denoiser:
     """A network read as x0: float32 outside, the network's own dtype inside.
 
     `predicts` is what the output F means (eps, sample, v, flow). `copies` repeats x for a network whose conditions
-    hold that many rows a picture, e.g. 2 for [null; prompt]. `clip` bounds x0, as pixel models want; since every
-    sampler derives eps from x0, this is diffusers' `use_clipped_model_output=True`.
+    hold that many rows a picture, e.g. 2 for [null; prompt].
     """
 
     def __init__(
@@ -29,11 +28,10 @@ class Denoiser:
         *,
         dtype: torch.dtype = torch.float32,
         copies: int = 1,
-        clip: float | None = None,
     ) -> None:
         prediction(predicts)
         self.network, self.predicts, self.dtype = network, predicts, dtype
-        self.copies, self.clip = copies, clip
+        self.copies = copies
 
     def pair(self, level: Level) -> tuple[float, float]:
         """(a, b) with x0 = a*x + b*F."""
@@ -44,8 +42,7 @@ class Denoiser:
         x = x.repeat(self.copies, 1, 1, 1) if self.copies > 1 else x
         a, b = self.pair(level)
         t = torch.full((x.shape[0],), level.t, device=x.device, dtype=torch.float32)
-        x0 = a * x + b * self.network(x.to(self.dtype), t).float()
-        return x0.clamp(-self.clip, self.clip) if self.clip is not None else x0
+        return a * x + b * self.network(x.to(self.dtype), t).float()
 
 
 def cfg(both: Denoiser, scale: float, rescale: float = 0.0) -> Denoise:
@@ -82,3 +79,12 @@ def interval(guided: Denoise, plain: Denoise, low: float, high: float) -> Denois
         return guided(x, level) if low < level.rho <= high else plain(x, level)
 
     return chosen
+
+
+def clip(denoise: Denoise, bound: float) -> Denoise:
+    """x0 clipped to [-bound, bound], as pixel models want (Ho et al. 2020, section 3.3).
+
+    It is not affine, so it acts after guidance. Every sampler derives eps from the clipped x0: this is diffusers'
+    `use_clipped_model_output=True`.
+    """
+    return lambda x, level: denoise(x, level).clamp(-bound, bound)

@@ -11,7 +11,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from limner.denoise import Denoise, Denoiser, cfg, interval
+from limner.denoise import Denoise, Denoiser, cfg, clip, interval
 from limner.errors import LimnerError, unknown
 from limner.files import read_json, write_json
 from limner.nets.dit import DiT, DiTConfig
@@ -195,7 +195,8 @@ class Pipeline:
             draws = TorchDraws(seeds[0], (len(prompts), *shape), self.device)
         else:
             raise unknown("rng", wanted.rng, ["keyed", "torch"])
-        return self._paint(made, self._denoise(prompts, negative_prompt, scale, made, wanted), draws)
+        denoise = self._denoise(prompts, negative_prompt, scale, made, wanted)
+        return self._paint(made, denoise if made.clip is None else clip(denoise, made.clip), draws)
 
     @torch.inference_mode()
     def _paint(self, made: Plan, denoise: Denoise, draws: Keyed | TorchDraws) -> Generator[Progress, None, None]:
@@ -226,7 +227,7 @@ class Pipeline:
                 return self.denoiser(x, t, **condition)
 
             dtype = self.denoiser.patch_in.weight.dtype
-            return Denoiser(network, made.predicts, dtype=dtype, copies=copies, clip=made.clip)
+            return Denoiser(network, made.predicts, dtype=dtype, copies=copies)
 
         def plain() -> Denoiser:
             return bound(self._condition(prompts, settings.truncate), 1)
