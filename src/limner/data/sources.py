@@ -1,5 +1,5 @@
-"""Where training pictures come from: the captioned world, emoji, a data set of the Hugging Face Hub, Parquet files, a
-folder of pictures, or a weighted mixture of these. `open_source` opens them and decodes none.
+"""Where training pictures come from: the captioned world, a data set of the Hugging Face Hub, Parquet files, a folder
+of pictures, or a weighted mixture of these. `open_source` opens them and decodes none.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from limner.data.world.dataset import World
 from limner.errors import LimnerError, unknown
 
 HUB_NAMES = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
-NAMES = ("world", "emoji", *HUB_NAMES)
+NAMES = ("world", *HUB_NAMES)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SPLITS = ("train", "test", "validation", "valid", "val")
 IMAGE_COLUMNS = ("image", "img", "picture", "png", "jpg", "webp")
@@ -23,8 +23,8 @@ LABEL_COLUMNS = ("label", "labels", "class")
 class Source:
     """The pictures to train on."""
 
-    name: str = "mnist"  # world (world:one for one kind of scene), emoji, mnist, cifar10, a data set of the Hub
-    # (owner/name[:config]), or a mixture of names and paths, with weights that sum to 1: world=0.6,mnist=0.2,emoji=0.2.
+    name: str = "mnist"  # world (world:one for one kind of scene), mnist, cifar10, a data set of the Hub
+    # (owner/name[:config]), or a mixture of names and paths, with weights that sum to 1: world=0.8,mnist=0.2.
     # Not used where a path is given
     path: str | None = None  # local pictures: a folder of Parquet files, one .parquet file, or a folder of pictures
     split: str = "train"  # of the Hub data set, of files called SPLIT-*.parquet, or the folder SPLIT/
@@ -44,10 +44,6 @@ def open_source(config: Source, captions: bool = True) -> Collection:
     if config.path is None:
         return _named(config, captions)
     path = Path(config.path).expanduser()
-    if config.name == "emoji":
-        from limner.data.emoji import Emoji
-
-        return Emoji(path, captions, config.templates)
     if not path.exists():
         raise LimnerError(f"--data.path {config.path}: there is no such file or folder")
     files = [path] if path.is_file() else sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))
@@ -62,10 +58,6 @@ def _named(config: Source, captions: bool) -> Collection:
     name, _, kind = config.name.partition(":")
     if name == "world":
         return World(seed=SPLITS.index(config.split) if config.split in SPLITS else 0, kind=kind or None)
-    if config.name == "emoji":
-        from limner.data.emoji import Emoji
-
-        return Emoji(captions=captions, templates=config.templates)
     return _from_table(_hub_table(config), config.name, config, captions)
 
 
