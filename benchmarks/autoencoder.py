@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from limner.data.world.dataset import World
-from limner.evaluate.grade import grade
+from limner.data.world import World
 from limner.picture import save, sheet, to_pictures
 from limner.pipeline import find_autoencoder
+from limner.world.grade import grade
 
 
 def main() -> None:

@@ -15,12 +15,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter
 
-from limner.data.world import scene as world
-from limner.data.world.grammar import caption
-from limner.data.world.render import WOBBLE, Layout, draw, layout
-from limner.data.world.scene import COLOURS, KINDS, PLACES, Scene, partial, random_scene
 from limner.errors import LimnerError
-from limner.evaluate.grade import Verdict, grade
+from limner.world import scene as world
+from limner.world.grade import Verdict, grade
+from limner.world.grammar import caption
+from limner.world.render import WOBBLE, Layout, draw, layout
+from limner.world.scene import COLOURS, KINDS, PLACES, Scene, partial, random_scene
 
 FIRST = 20_000_000  # seeds from here on are no other's
 SHARES = (0.0, 0.3, 0.6, 1.0)  # of the sizes, places and backgrounds that are said

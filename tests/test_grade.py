@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from limner.data.world.find import Seen, Thing, find
-from limner.data.world.grammar import NotUnderstood, parse
-from limner.data.world.render import Layout, Object, draw
-from limner.data.world.scene import COLOURS, PLACES, SHAPES, SIZES, Group, Scene
-from limner.data.world.shapes import TURNS
 from limner.errors import LimnerError
-from limner.evaluate.grade import grade, judge
+from limner.world.find import Seen, Thing, find
+from limner.world.grade import grade, judge
+from limner.world.grammar import NotUnderstood, parse
+from limner.world.render import Layout, Object, draw
+from limner.world.scene import COLOURS, PLACES, SHAPES, SIZES, Group, Scene
+from limner.world.shapes import TURNS
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 grader = importlib.import_module("grader")

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from limner.data.pictures import Collection, Mixture
 from limner.data.sources import Source
-from limner.data.world.dataset import World
+from limner.data.world import World
 from limner.errors import LimnerError
 from limner.files import read_json
 from limner.nets.vae import AutoencoderKL, AutoencoderKLConfig

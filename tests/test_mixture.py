@@ -13,9 +13,9 @@ from PIL import Image
 from limner.data.batches import Batches
 from limner.data.pictures import Mixture, Pictures
 from limner.data.sources import Source, open_source
-from limner.data.world.dataset import ENDLESS, World
-from limner.data.world.grammar import parse
+from limner.data.world import ENDLESS, World
 from limner.errors import LimnerError
+from limner.world.grammar import parse
 
 
 def paint(folder: Path, values: list[int], broken: tuple[int, ...] = ()) -> Path:

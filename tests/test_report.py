@@ -10,12 +10,12 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from limner.cli import main
-from limner.data.world.dataset import World, prompts
-from limner.data.world.grammar import NotUnderstood, parse
-from limner.data.world.render import render
-from limner.data.world.scene import KINDS, Group, Scene, complete, held_out
+from limner.data.world import World, prompts
 from limner.errors import LimnerError
 from limner.evaluate.report import CLAIMS, Asked, Report, asked_of, percent, read, run, wilson
+from limner.world.grammar import NotUnderstood, parse
+from limner.world.render import render
+from limner.world.scene import KINDS, Group, Scene, complete, held_out
 
 STRANGE = "a photograph of my cat"
 

@@ -9,11 +9,11 @@ import torch
 from limner.data.captions import DIGITS
 from limner.data.pictures import to_tensor
 from limner.data.sources import Source, open_source
-from limner.data.world.dataset import World, prompts
-from limner.evaluate.grade import Verdict, grade
+from limner.data.world import World, prompts
 from limner.picture import to_pictures
 from limner.pipeline import EMBEDDED, Pipeline, find_autoencoder
 from limner.weights.file import read_tensors
+from limner.world.grade import Verdict, grade
 
 LEAST = [  # kind, held out, the claim (None: all of the prompt's), the least share that obeys
     ("one", False, None, 0.76), ("one", True, None, 0.72), ("count", False, None, 0.21), ("count", True, None, 0.2),

@@ -13,13 +13,14 @@ from PIL import Image
 
 from limner.data.batches import Batches
 from limner.data.sources import Source, open_source
-from limner.data.world import lexicon as words
-from limner.data.world import shapes
-from limner.data.world.dataset import World, prompts, write_folder
-from limner.data.world.grammar import NotUnderstood, caption, parse
-from limner.data.world.lexicon import lexicon
-from limner.data.world.render import GAP, SHADE, WOBBLE, Layout, Object, draw, layout, render
-from limner.data.world.scene import (
+from limner.data.world import World, prompts, write_folder
+from limner.errors import LimnerError
+from limner.world import lexicon as words
+from limner.world import shapes
+from limner.world.grammar import NotUnderstood, caption, parse
+from limner.world.lexicon import lexicon
+from limner.world.render import GAP, SHADE, WOBBLE, Layout, Object, draw, layout, render
+from limner.world.scene import (
     COLOURS,
     HELD_OUT_COUNTS,
     HELD_OUT_PAIRS,
@@ -39,7 +40,6 @@ from limner.data.world.scene import (
     random_held_out,
     random_scene,
 )
-from limner.errors import LimnerError
 
 RED, BLUE = Group("star", "red"), Group("circle", "blue")
 
@@ -183,7 +183,7 @@ def test_complete_keeps_every_claim_and_adds_nothing_held_out():
 
 def test_complete_says_when_nothing_fits(monkeypatch):
     """Where every choice is held out the search ends with an error, not never."""
-    monkeypatch.setattr("limner.data.world.scene.HELD_OUT_PAIRS", {("star", colour) for colour in COLOURS})
+    monkeypatch.setattr("limner.world.scene.HELD_OUT_PAIRS", {("star", colour) for colour in COLOURS})
     with pytest.raises(LimnerError, match="nothing that fits this scene was found"):
         complete(Scene((Group("star"),)), Random(0))
 

@@ -30,7 +30,7 @@ def run(arguments: list[str]) -> None:
     args = tyro.cli(Arguments, args=arguments[1:], prog="limner data world")
     if args.size < 16:
         raise LimnerError(f"--size must be at least 16 pixels, not {args.size}")
-    from limner.data.world.dataset import write_folder
+    from limner.data.world import write_folder
 
     write_folder(Path(args.out), args.count, args.size, args.seed)
     print(f"{args.out}: {args.count} pictures, metadata.jsonl")

@@ -45,11 +45,11 @@ def run(arguments: list[str]) -> None:
     if arguments[0] != "grade":
         raise LimnerError(usage)
     args = _arguments(arguments[1:])
-    from limner.data.world.find import LEAST
     from limner.evaluate import report
     from limner.files import write_json
     from limner.picture import save, sheet, show
     from limner.pipeline import Pipeline
+    from limner.world.find import LEAST
 
     asked = report.asked_of(args.prompts, args.n, args.seed)
     pipe = Pipeline.from_pretrained(args.model, device=args.device)

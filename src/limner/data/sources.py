@@ -8,7 +8,7 @@ from pathlib import Path
 
 from limner.data import captions as words
 from limner.data.pictures import Collection, Mixture, Pictures
-from limner.data.world.dataset import World
+from limner.data.world import World
 from limner.errors import LimnerError, unknown
 
 HUB_NAMES = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}

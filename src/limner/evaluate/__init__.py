@@ -1,1 +1,1 @@
-"""What was painted, judged: `grade` (a picture against its prompt, claim by claim)."""
+"""A model graded: `report`."""

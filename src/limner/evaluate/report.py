@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from limner.data.world.dataset import prompts
-from limner.data.world.grammar import NotUnderstood, parse
-from limner.data.world.scene import KINDS, Scene, held_out
+from limner.data.world import prompts
 from limner.errors import LimnerError, unknown
-from limner.evaluate.grade import Verdict, grade
+from limner.world.grade import Verdict, grade
+from limner.world.grammar import NotUnderstood, parse
+from limner.world.scene import KINDS, Scene, held_out
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -10,9 +10,7 @@ from torch import nn
 
 from limner.data.batches import Batches
 from limner.data.pictures import Collection
-from limner.data.world.dataset import prompts
-from limner.data.world.scene import KINDS
-from limner.evaluate.grade import grade
+from limner.data.world import prompts
 from limner.picture import sheet
 from limner.pipeline import Pipeline
 from limner.train.contrastive import BATCH, learn_to_read
@@ -20,6 +18,8 @@ from limner.train.latents import Latents, encode
 from limner.train.loss import DiffusionLoss, Words
 from limner.train.recipe import Recipe
 from limner.train.setup import Reader, make_loss, make_pipeline
+from limner.world.grade import grade
+from limner.world.scene import KINDS
 
 
 class Diffusion:

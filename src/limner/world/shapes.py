@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from limner.data.world.scene import SHAPES
+from limner.world.scene import SHAPES
 
 REACH = 1.3  # tables cover [-REACH, REACH] in units of the object's radius
 CELLS = 129  # samples along each side of a table

@@ -3,7 +3,7 @@
 from functools import lru_cache
 from typing import NamedTuple
 
-from limner.data.world.scene import COLOURS, PLACES, RELATIONS, SHAPES, SIZES
+from limner.world.scene import COLOURS, PLACES, RELATIONS, SHAPES, SIZES
 
 SHAPE_WORDS: dict[str, tuple[str, ...]] = {
     "circle": ("circle", "disc", "disk", "ball", "dot"),

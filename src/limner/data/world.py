@@ -8,10 +8,10 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from limner.data.pictures import Loaded
-from limner.data.world.grammar import caption
-from limner.data.world.scene import KINDS, Scene, partial, random_held_out, random_scene
 from limner.errors import LimnerError, unknown
 from limner.files import write_atomically
+from limner.world.grammar import caption
+from limner.world.scene import KINDS, Scene, partial, random_held_out, random_scene
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,7 +77,7 @@ class World:
 
     def render(self, indices: Sequence[int], size: int) -> "np.ndarray":
         """The pictures, uint8 (B, size, size, 3)."""
-        from limner.data.world.render import draw, layout
+        from limner.world.render import draw, layout
 
         return draw([layout(self.scene(index), self._random(index, 1)) for index in indices], size)
 

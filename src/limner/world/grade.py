@@ -13,10 +13,10 @@ import numpy as np
 from PIL import Image
 
 from limner.data.captions import article
-from limner.data.world.find import Seen, Thing, find
-from limner.data.world.grammar import parse
-from limner.data.world.lexicon import ANY_SHAPE, PLACE_WORDS, RELATION_WORDS, plural
-from limner.data.world.scene import MOST, RELATIONS, Group, Scene
+from limner.world.find import Seen, Thing, find
+from limner.world.grammar import parse
+from limner.world.lexicon import ANY_SHAPE, PLACE_WORDS, RELATION_WORDS, plural
+from limner.world.scene import MOST, RELATIONS, Group, Scene
 
 LOOKS = ("shape", "colour", "size", "place")  # the claims that each object of a group meets or not
 NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

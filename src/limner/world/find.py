@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from limner.data.world.fit import Fit, Patch, fit, unit
-from limner.data.world.scene import COLOURS, PLACES, SHAPES, SIZES
 from limner.errors import LimnerError
+from limner.world.fit import Fit, Patch, fit, unit
+from limner.world.scene import COLOURS, PLACES, SHAPES, SIZES
 
 LEAST = 32  # pixels to a side, below which shapes cannot be told apart
 MOST = 96  # larger pictures are reduced to REDUCED pixels, which hold all that is to be seen

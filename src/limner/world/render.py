@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from limner.data.world import shapes
-from limner.data.world.scene import COLOURS, PLACES, RELATIONS, SHAPES, SIZES, Group, Scene
 from limner.errors import LimnerError
+from limner.world import shapes
+from limner.world.scene import COLOURS, PLACES, RELATIONS, SHAPES, SIZES, Group, Scene
 
 GAP = 0.05  # least space between two objects
 APART = 0.03  # least space, along its axis, between the two sides of a relation

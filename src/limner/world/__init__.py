@@ -1,2 +1,2 @@
 """The captioned world: `scene` (what may be asked), `grammar` (in words), `render` (painted), `find` (seen again),
-`dataset` (as training data)."""
+`grade` (judged)."""

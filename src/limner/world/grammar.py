@@ -9,7 +9,8 @@ from difflib import get_close_matches
 from random import Random
 
 from limner.data.captions import article
-from limner.data.world.lexicon import (
+from limner.errors import LimnerError
+from limner.world.lexicon import (
     ANY_SHAPE,
     COLOUR_WORDS,
     NUMBER_WORDS,
@@ -22,8 +23,7 @@ from limner.data.world.lexicon import (
     lexicon,
     plural,
 )  # fmt: skip
-from limner.data.world.scene import Group, Scene
-from limner.errors import LimnerError
+from limner.world.scene import Group, Scene
 
 LIMITS = (
     "one or two kinds of objects, four in all: a number, a size, a colour, a shape, a place or above, below, left of, "

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from limner.data.world.scene import SHAPES
-from limner.data.world.shapes import CELLS, REACH, TURNS, coverage, tables
+from limner.world.scene import SHAPES
+from limner.world.shapes import CELLS, REACH, TURNS, coverage, tables
 
 SHARP = 0.02  # where a sharp drawing leaves no more than this over, no blurred one is tried
 BLURRED = ((0.6, 1.0), (1.5, 1.0), (1.2, 0.87), (1.2, 0.75))  # variances; and radii, as shares of what the area says
