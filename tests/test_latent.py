@@ -8,7 +8,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from limner.data.pictures import Collection, Mixture
+from limner.data.collection import Collection
+from limner.data.mixture import Mixture
 from limner.data.sources import Source
 from limner.data.world import World
 from limner.errors import LimnerError
@@ -114,8 +115,8 @@ def test_kept_latents_are_those_of_their_pictures(tmp_path: Path) -> None:
     rows = [7, 0, 29]
     wanted = encode(vae, world.load([kept.indices[row] for row in rows], SIZE, 3).images)
     assert torch.allclose(kept.load(rows, SIZE, 3).images, wanted, atol=2e-3)
-    assert kept.say(7, Random(5)) == world.say(kept.indices[7], Random(5))
-    assert sorted(kept.order(p, 1) for p in range(30)) == list(range(30))
+    assert kept.draw_caption(7, Random(5)) == world.draw_caption(kept.indices[7], Random(5))
+    assert sorted(kept.index_at(p, 1) for p in range(30)) == list(range(30))
     again = open_latents()
     assert len(told) == 1 and torch.equal(again.latents, kept.latents)
     parts = [World(50, 3, "one"), World(50, 3, "count")]

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from limner.data.batches import Batches
-from limner.data.pictures import Mixture, Pictures
+from limner.data.mixture import Mixture
+from limner.data.pictures import Pictures
 from limner.data.sources import Source, open_source
 from limner.data.world import ENDLESS, World
 from limner.errors import LimnerError
@@ -38,7 +39,7 @@ def mixed(tmp_path: Path) -> Mixture:
 
 def test_each_part_has_its_share(mixed):
     """10,000 positions: shares within four standard deviations, the pictures of a part alike often."""
-    drawn = [mixed.order(position, 5) for position in range(10_000)]
+    drawn = [mixed.index_at(position, 5) for position in range(10_000)]
     parts = Counter(mixed.at(index)[0] for index in drawn)
     assert abs(parts[0] - 6000) < 4 * math.sqrt(10_000 * 0.24) and sum(parts.values()) == 10_000
     greys = Counter(index - ENDLESS for index in drawn if index >= ENDLESS)
@@ -53,7 +54,7 @@ def test_three_parts_of_very_different_lengths(weights):
     """The share is the weight's, not the length's; first and last picture of every part come, and are told apart."""
     parts = [World(2), World(700, seed=1), World(3, seed=2)]
     mixture, n = Mixture(parts, weights), 6000
-    where = [mixture.at(mixture.order(position, 0)) for position in range(n)]
+    where = [mixture.at(mixture.index_at(position, 0)) for position in range(n)]
     for number, weight in enumerate(weights):
         inner = Counter(k for part, k in where if part == number)
         assert abs(inner.total() - n * weight) < 4 * math.sqrt(n * weight * (1 - weight))
@@ -64,9 +65,9 @@ def test_three_parts_of_very_different_lengths(weights):
 
 def test_the_order_depends_on_position_and_seed_alone(mixed):
     """Asked again in another order it is the same; another seed gives another."""
-    forward = [mixed.order(position, 1) for position in range(300)]
-    assert [mixed.order(position, 1) for position in reversed(range(300))] == forward[::-1]
-    assert sum(a == mixed.order(k, 2) for k, a in enumerate(forward)) < 30
+    forward = [mixed.index_at(position, 1) for position in range(300)]
+    assert [mixed.index_at(position, 1) for position in reversed(range(300))] == forward[::-1]
+    assert sum(a == mixed.index_at(k, 2) for k, a in enumerate(forward)) < 30
 
 
 @pytest.mark.parametrize("size, channels", [(16, 3), (32, 1)])
@@ -78,13 +79,13 @@ def test_every_picture_comes_from_its_part(mixed, size, channels):
     assert images.shape == (6, channels, size, size)
     for row, grey in ((0, 30), (2, 0), (4, 90)):
         assert images[row].unique().tolist() == [grey]
-        assert mixed.name(indices[row]).endswith(f"greys/{grey:03d}.png")
-        assert {mixed.say(indices[row], Random(k)) for k in range(20)} == {f"grey {grey}", f"shade {grey}"}
+        assert mixed.picture_name(indices[row]).endswith(f"greys/{grey:03d}.png")
+        assert {mixed.draw_caption(indices[row], Random(k)) for k in range(20)} == {f"grey {grey}", f"shade {grey}"}
     world = World()
     for row in (1, 3, 5):
         assert torch.equal(images[row], world.load([indices[row]], size, channels).images[0])
-        assert mixed.say(indices[row], Random(row)) == world.say(indices[row], Random(row))
-        assert mixed.name(indices[row]) == f"picture {indices[row]} of the captioned world"
+        assert mixed.draw_caption(indices[row], Random(row)) == world.draw_caption(indices[row], Random(row))
+        assert mixed.picture_name(indices[row]) == f"picture {indices[row]} of the captioned world"
 
 
 def test_a_stand_in_is_of_the_same_part(tmp_path):
@@ -92,7 +93,7 @@ def test_a_stand_in_is_of_the_same_part(tmp_path):
     one = paint(tmp_path / "one", [0, 10, 20], broken=(20,))
     two = paint(tmp_path / "two", [100, 110, 120, 130], broken=(100, 110, 130))
     mixture = open_source(Source(f"{one}=0.5,{two}=0.5"))
-    assert mixture.where == f"{one} and {two}"
+    assert mixture.name == f"{one} and {two}"
     images, found, broken = mixture.load([2, 3, 6, 5, 1], 8, 1)
     assert found == [0, 5, 5, 5, 1] and images[:, 0, 0, 0].tolist() == [0, 120, 120, 120, 10]
     names = ["one/020.png", "two/100.png", "two/110.png", "two/130.png", "two/100.png", "two/110.png"]
@@ -129,10 +130,10 @@ def test_options_reach_each_part(tmp_path):
             Image.new("L", (4, 4), value).save(tmp_path / "set" / split / word / "a.png")
     mixture = open_source(Source(f"world=0.5, {tmp_path / 'set'}=0.5", split="test", templates=("my {}",)))
     assert mixture.load([ENDLESS], 4, 1).images.unique().tolist() == [20]
-    assert {mixture.say(ENDLESS + k, Random(0)) for k in (0, 1)} == {"my cat", "my owl"}
-    assert mixture.say(5, Random(0)) == World(seed=1).say(5, Random(0))
+    assert {mixture.draw_caption(ENDLESS + k, Random(0)) for k in (0, 1)} == {"my cat", "my owl"}
+    assert mixture.draw_caption(5, Random(0)) == World(seed=1).draw_caption(5, Random(0))
     bare = open_source(Source(f"{tmp_path / 'set'}=1"), captions=False)
-    assert bare.say(0, Random(0)) == "" and isinstance(bare.parts[0], Pictures)
+    assert bare.draw_caption(0, Random(0)) == "" and isinstance(bare.parts[0], Pictures)
 
 
 def test_a_name_of_limners_own_is_never_a_folder(tmp_path, monkeypatch):

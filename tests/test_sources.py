@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 
 from limner.data import captions as words
 from limner.data.batches import Batches, BrokenCount
-from limner.data.pictures import Item, Pictures, epoch_order, to_tensor
+from limner.data.collection import epoch_order
+from limner.data.pictures import Pictures, to_tensor
 from limner.data.sources import Source, open_source
 from limner.errors import LimnerError
 
@@ -37,7 +38,7 @@ def png(colour: tuple[int, int, int]) -> bytes:
 def seen(pictures: Pictures) -> dict[str, list[str]]:
     """colour of the picture -> its captions."""
     names = {colour: name for name, colour in COLOURS.items()}
-    return {names[item.image.getpixel((3, 3))]: list(item.captions) for item in pictures}
+    return {names[pictures.image(k).getpixel((3, 3))]: pictures.captions[k] for k in range(len(pictures))}
 
 
 def numbered_pictures(n: int, broken: tuple[int, ...] = ()) -> Pictures:
@@ -125,7 +126,7 @@ def test_the_published_sets_are_read_as_they_lie_in_their_files(shared_data, nam
     assert pictures.labels == table["label"].to_pylist()
     for row in (0, 1, count // 2, count - 1):
         expected = np.asarray(Image.open(io.BytesIO(table[column][row]["bytes"].as_py())))
-        assert expected.sum() > 0 and np.array_equal(np.asarray(pictures[row].image), expected)
+        assert expected.sum() > 0 and np.array_equal(np.asarray(pictures.image(row)), expected)
         size, channels = (28, 1) if name == "mnist" else (32, 3)
         tensor = to_tensor(pictures.image(row), size, channels)
         assert np.array_equal(tensor.permute(1, 2, 0).numpy().squeeze(), expected)
@@ -422,4 +423,16 @@ def test_a_missing_file_and_an_empty_row_are_broken_pictures(colours):
 def test_the_settings_are_imported_without_the_heavy_libraries():
     heavy = "import sys, limner.data.sources; print({'torch', 'datasets', 'numpy', 'PIL'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True).stdout == "set()\n"
-    assert isinstance(numbered_pictures(1)[0], Item)
+
+
+def test_the_package_datasets_is_needed_for_parquet_and_the_hub_alone(colours, tmp_path, monkeypatch):
+    """Without it the world and folders of pictures are opened; the others say how to install it."""
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    paint(tmp_path / "more" / "4.png", "white")
+    batch = Batches(open_source(Source("world")), 2, 16, 3).batch(0)
+    assert batch["images"].shape == (2, 3, 16, 16) and all(batch["captions"])
+    assert len(open_source(Source(path=str(tmp_path)), captions=False)) == 4
+    pq.write_table(pa.table({"png": [png((0, 0, 0))], "text": ["a"]}), tmp_path / "train-0.parquet")
+    for source in (Source("mnist"), Source("owner/name"), Source(path=str(tmp_path))):
+        with pytest.raises(LimnerError, match=r"need datasets; install it with: pip install 'limner\[train\]'"):
+            open_source(source)

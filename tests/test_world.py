@@ -738,7 +738,7 @@ def test_captions_of_a_world_say_nothing_that_is_not_so():
     world, claims = World(), Counter()
     for k in range(1000):
         for draw_ in range(3):
-            claimed, scene = parse(world.say(k, Random(3 * k + draw_))), world.scene(k)
+            claimed, scene = parse(world.draw_caption(k, Random(3 * k + draw_))), world.scene(k)
             assert keeps(scene, claimed) and not held_out(claimed)
             claims[claimed.background is not None] += 1
     assert abs(claims[True] / 3000 - 0.969) < 0.02 and claims[False] > 30  # half of what may be left open, once in 16
@@ -784,7 +784,7 @@ def test_a_written_folder_is_read_back(tmp_path, monkeypatch):
     assert all(keeps(world.scene(k), parse(row["text"])) for k, row in enumerate(rows))
     assert [row["text"] for row in rows] == world.all_captions()
     pictures = open_source(Source(path=str(folder)))
-    assert [list(item.captions) for item in pictures] == [[row["text"]] for row in rows]
+    assert pictures.captions == [[row["text"]] for row in rows]
     wanted = world.render(range(130), 32)
     assert np.array_equal(pictures.load(range(130), 32, 3).images.permute(0, 2, 3, 1).numpy(), wanted)
     table = datasets.load_dataset("imagefolder", data_dir=str(folder), split="train")

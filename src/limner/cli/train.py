@@ -28,8 +28,6 @@ def run(arguments: list[str]) -> None:
         Arguments, args=arguments[1:], default=Arguments(chosen), prog=f"limner train {arguments[0]}", description=told
     )
     try:
-        import datasets  # noqa: F401
-
         from limner.train.loop import Stopped, train
     except ImportError as error:
         raise LimnerError(f"training needs {error.name}; install it with: pip install 'limner[train]'") from error

@@ -1,1 +1,1 @@
-"""Pictures with captions: `captions` (what is said), `sources` (pictures read), `batches` (tensors, by step)."""
+"""Captioned pictures: `sources` opens collections (`pictures`, `world`, `mixture`), `batches` cuts them by step."""

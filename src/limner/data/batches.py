@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from random import Random
 
 from limner.data import captions as words
-from limner.data.pictures import Collection
+from limner.data.collection import Collection
 from limner.errors import LimnerError
 
 
@@ -17,7 +17,7 @@ from limner.errors import LimnerError
 class Batches:
     """The batches of a training run, by step: a map-style data set without state.
 
-    Step k takes the positions k*batch_size to (k+1)*batch_size of all epochs laid end to end. Of several processes,
+    Step k takes the positions k*batch_size to (k+1)*batch_size of the concatenated epochs. Of several processes,
     process `rank` of `world` gets its share of each batch, and the shares together are the batch of one process. With
     prefetch: `DataLoader(batches, batch_size=None, sampler=range(start, stop), num_workers=2)`.
     """
@@ -49,7 +49,7 @@ class Batches:
 
         images uint8 (B, C, H, W) · captions: list of B str, one drawn for each picture, "" without captions ·
         labels int64 (B,) or None · indices int64 (B,) · broken: names of unreadable pictures, for each of which the
-        next good one of the data set stands in.
+        next readable one of the data set stands in.
         """
         import numpy as np
         import torch
@@ -58,7 +58,7 @@ class Batches:
         mine = slice(self.rank * share, (self.rank + 1) * share)
         draws = np.random.default_rng([self.seed, 1, step]).random((2, self.batch_size))[:, mine]
         first = step * self.batch_size + mine.start
-        indices = [self.pictures.order(position, self.seed) for position in range(first, first + share)]
+        indices = [self.pictures.index_at(position, self.seed) for position in range(first, first + share)]
         images, indices, broken = self.pictures.load(indices, self.size, self.channels)
         if self.flip:
             turned = torch.from_numpy(draws[1] < 0.5)
@@ -66,7 +66,9 @@ class Batches:
         labels = self.pictures.labels
         return {
             "images": images,
-            "captions": [self.pictures.say(index, Random(u)) for index, u in zip(indices, draws[0], strict=True)],
+            "captions": [
+                self.pictures.draw_caption(index, Random(u)) for index, u in zip(indices, draws[0], strict=True)
+            ],
             "labels": None if labels is None else torch.tensor([labels[index] for index in indices]),
             "indices": torch.tensor(indices),
             "broken": broken,

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from limner.data import captions as words
-from limner.data.pictures import Collection, Mixture, Pictures
-from limner.data.world import World
+from limner.data.collection import Collection
+from limner.data.mixture import Mixture
+from limner.data.pictures import Pictures
 from limner.errors import LimnerError, unknown
 
 HUB_NAMES = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
@@ -57,6 +58,8 @@ def _named(config: Source, captions: bool) -> Collection:
         return _mixture(config, captions)
     name, _, kind = config.name.partition(":")
     if name == "world":
+        from limner.data.world import World
+
         return World(seed=SPLITS.index(config.split) if config.split in SPLITS else 0, kind=kind or None)
     return _from_table(_hub_table(config), config.name, config, captions)
 
@@ -79,12 +82,21 @@ def _mixture(config: Source, captions: bool) -> Collection:
     return Mixture(parts, weights)
 
 
-def _hub_table(config: Source):
-    import datasets
+def _import_datasets():
+    """The package `datasets`, which only reading Parquet files and the Hub needs."""
+    try:
+        import datasets
+    except ImportError as error:
+        needs = f"Parquet files and data sets of the Hub need {error.name}"
+        raise LimnerError(f"{needs}; install it with: pip install 'limner[train]'") from error
+    return datasets
 
+
+def _hub_table(config: Source):
     if "/" not in config.name and config.name not in HUB_NAMES:
         raise LimnerError(f"{unknown('data set', config.name, NAMES)}, owner/name on the Hub, or --data.path")
     name, _, variant = HUB_NAMES.get(config.name, config.name).partition(":")
+    datasets = _import_datasets()
     try:
         return datasets.load_dataset(name, variant or None, split=config.split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
@@ -95,8 +107,7 @@ def _hub_table(config: Source):
 
 
 def _parquet_table(files: list[Path], path: Path, split: str):
-    import datasets
-
+    datasets = _import_datasets()
     splits = {file: file.stem.split("-")[0] for file in files}
     inside = set(splits.values()) & set(SPLITS)
     if path.is_dir():
@@ -109,7 +120,7 @@ def _parquet_table(files: list[Path], path: Path, split: str):
         raise LimnerError(f"{failed}; --data.path takes Parquet files or a folder of pictures") from error
 
 
-class _Column:
+class _Column(Sequence):
     """One column of a table, read row by row: `Dataset[i]` costs eight times as much."""
 
     def __init__(self, table, column: str) -> None:
@@ -118,13 +129,12 @@ class _Column:
     def __len__(self) -> int:
         return len(self.table)
 
-    def __getitem__(self, index: int) -> dict | None:
+    def __getitem__(self, index):
         return self.table.data.column(0)[int(index)].as_py()
 
 
 def _from_table(table, where: str, config: Source, captions: bool) -> Pictures:
-    import datasets
-
+    datasets = _import_datasets()
     features, columns = table.features, table.column_names
 
     def find(kind: str, given: str | None, known: Sequence[str], feature: type | None = None) -> str | None:
@@ -179,10 +189,10 @@ def _captioned(pictures: Pictures, templates: tuple[str, ...]) -> Pictures:
     """`pictures` with captions, from their labels if they have none of their own; every picture must have one."""
     if pictures.captions is None:
         if pictures.labels is None or not pictures.label_names:
-            raise LimnerError(f"{pictures.where} has pictures, but nothing says what they show. {words.HOW_TO_CAPTION}")
-        pictures.captions = words.from_labels(pictures.labels, pictures.label_names, templates, pictures.where)
-    silent = [pictures.name(row) for row, captions in enumerate(pictures.captions) if not captions]
+            raise LimnerError(f"{pictures.name} has pictures, but nothing says what they show. {words.HOW_TO_CAPTION}")
+        pictures.captions = words.from_labels(pictures.labels, pictures.label_names, templates, pictures.name)
+    silent = [pictures.picture_name(row) for row, captions in enumerate(pictures.captions) if not captions]
     if silent:
         counts = f"{len(silent)} of {len(pictures)} pictures have no caption"
-        raise LimnerError(f"{pictures.where}: {counts}: {words.few(silent)}. Caption them or take them out")
+        raise LimnerError(f"{pictures.name}: {counts}: {words.few(silent)}. Caption them or take them out")
     return pictures

@@ -7,7 +7,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
-from limner.data.pictures import Loaded
+from limner.data.collection import Loaded
 from limner.errors import LimnerError, unknown
 from limner.files import write_atomically
 from limner.world.grammar import caption
@@ -41,7 +41,7 @@ class World:
         if count < 1 or seed < 0:
             raise LimnerError(f"a world needs at least one picture and a seed from 0, not {count} and {seed}")
         self.count, self.seed, self.kind = count, seed, kind
-        self.where = "the captioned world" + (f" ({kind})" if kind else "")
+        self.name = "the captioned world" + (f" ({kind})" if kind else "")
 
     def __len__(self) -> int:
         return self.count
@@ -49,7 +49,7 @@ class World:
     def __getitem__(self, index: int) -> tuple["Image", str, Scene]:
         """The picture at 64x64, one caption and the scene of `index`."""
         index = range(self.count)[index]  # IndexError beyond the end, so that a loop over the world ends
-        return self.image(index), self.say(index, self._random(index, 2)), self.scene(index)
+        return self.image(index), self.draw_caption(index, self._random(index, 2)), self.scene(index)
 
     def _random(self, index: int, stream: int) -> Random:
         return Random((self.seed * 4 + stream) * ENDLESS + index)
@@ -58,11 +58,11 @@ class World:
         """The whole scene of picture `index`."""
         return random_scene(self._random(index, 0), self.kind)
 
-    def say(self, index: int, random: Random) -> str:
+    def draw_caption(self, index: int, random: Random) -> str:
         """One of the many captions of picture `index`, which says some of what it shows."""
         return caption(partial(self.scene(index), random, random.choice(SHARES)), random)
 
-    def order(self, position: int, seed: int) -> int:
+    def index_at(self, position: int, seed: int) -> int:
         """Each picture is drawn at random, so they come as they are."""
         return position % self.count
 
@@ -87,13 +87,13 @@ class World:
 
         return Image.fromarray(self.render([index], size)[0])
 
-    def name(self, index: int) -> str:
+    def picture_name(self, index: int) -> str:
         """What to call a picture in a message."""
-        return f"picture {index} of {self.where}"
+        return f"picture {index} of {self.name}"
 
     def all_captions(self) -> list[str]:
         """What a tokenizer is trained on: captions of the first pictures, enough to hold every word many times."""
-        return [self.say(index, self._random(index, 2)) for index in range(min(self.count, 4000))]
+        return [self.draw_caption(index, self._random(index, 2)) for index in range(min(self.count, 4000))]
 
 
 def prompts(kind: str, count: int, held_out: bool, seed: int = 0) -> list[str]:
@@ -124,5 +124,5 @@ def write_folder(folder: Path, count: int, size: int, seed: int) -> None:
         for index, picture in zip(indices, world.render(indices, size), strict=True):
             name = f"{index:07d}.png"
             Image.fromarray(picture).save(folder / name)
-            rows.append(json.dumps({"file_name": name, "text": world.say(index, world._random(index, 2))}))
+            rows.append(json.dumps({"file_name": name, "text": world.draw_caption(index, world._random(index, 2))}))
     write_atomically(folder / "metadata.jsonl", lambda path: path.write_text("\n".join(rows) + "\n", "utf-8"))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from limner.data.batches import Batches
-from limner.data.pictures import Collection
+from limner.data.collection import Collection
 from limner.errors import LimnerError
 from limner.nets.vae import AutoencoderKL, AutoencoderKLConfig
 from limner.picture import sheet, to_pictures

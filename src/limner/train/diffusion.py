@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from limner.data.batches import Batches
-from limner.data.pictures import Collection
+from limner.data.collection import Collection
 from limner.data.world import prompts
 from limner.picture import sheet
 from limner.pipeline import Pipeline

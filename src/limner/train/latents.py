@@ -9,7 +9,7 @@ from random import Random
 import torch
 from torch import Tensor
 
-from limner.data.pictures import Collection, Loaded, epoch_order
+from limner.data.collection import Collection, Loaded, epoch_order
 from limner.errors import LimnerError
 from limner.nets.vae import AutoencoderKL
 from limner.weights.file import read_tensors, write_tensors
@@ -40,8 +40,8 @@ class Latents:
         self, pictures: Collection, vae: AutoencoderKL, size: int, channels: int, count: int, seed: int, file: Path,
         device: torch.device, say: Callable[[str], None],
     ) -> None:  # fmt: skip
-        self.pictures, self.where = pictures, pictures.where
-        wanted = [pictures.order(position, seed) for position in range(min(count, len(pictures)))]
+        self.pictures, self.name = pictures, pictures.name
+        wanted = [pictures.index_at(position, seed) for position in range(min(count, len(pictures)))]
         key = fingerprint(vae, pictures, size, channels, wanted)
         stored = read_tensors(file) if file.is_file() else {}
         if stored.get("fingerprint") is None or bytes(stored["fingerprint"].tolist()) != key:
@@ -57,15 +57,15 @@ class Latents:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def name(self, index: int) -> str:
-        return self.pictures.name(self.indices[index])
+    def picture_name(self, index: int) -> str:
+        return self.pictures.picture_name(self.indices[index])
 
-    def order(self, position: int, seed: int) -> int:
+    def index_at(self, position: int, seed: int) -> int:
         n = len(self)
         return int(epoch_order(n, seed, position // n)[position % n])
 
-    def say(self, index: int, random: Random) -> str:
-        return self.pictures.say(self.indices[index], random)
+    def draw_caption(self, index: int, random: Random) -> str:
+        return self.pictures.draw_caption(self.indices[index], random)
 
     def load(self, indices: Sequence[int], size: int, channels: int) -> Loaded:
         """The latents at `indices`, float32 (B, c, h, w)."""
@@ -80,7 +80,7 @@ def fingerprint(vae: AutoencoderKL, pictures: Collection, size: int, channels: i
 
     Of the pictures themselves only the first are looked at: enough to notice another world of the same name.
     """
-    digest = hashlib.sha256(repr((vae.config, pictures.where, len(pictures), size, channels)).encode())
+    digest = hashlib.sha256(repr((vae.config, pictures.name, len(pictures), size, channels)).encode())
     digest.update(array("q", wanted).tobytes())
     digest.update(pictures.load(wanted[:LOOKED_AT], size, channels).images.numpy().tobytes())
     for name, tensor in sorted(vae.state_dict().items()):

@@ -23,7 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from limner.data.batches import Batches, BrokenCount
 from limner.data.captions import few
-from limner.data.pictures import Collection
+from limner.data.collection import Collection
 from limner.data.sources import open_source
 from limner.errors import LimnerError
 from limner.picture import save as save_picture
@@ -281,7 +281,7 @@ class Trainer:
         recipe, size = self.recipe, sum(p.numel() for p in self.trained.parameters())
         epochs = recipe.steps * recipe.batch_size / len(self.pictures)
         return (
-            f"{size / 1e6:.1f} M parameters, {len(self.pictures)} pictures of {self.pictures.where}, "
+            f"{size / 1e6:.1f} M parameters, {len(self.pictures)} pictures of {self.pictures.name}, "
             f"{recipe.steps} steps of {recipe.batch_size} ({epochs:.1f} epochs) on {self.device}, output {self.output}"
         )
 

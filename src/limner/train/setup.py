@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from limner.data.pictures import Collection
+from limner.data.collection import Collection
 from limner.errors import LimnerError
 from limner.files import read_json
 from limner.nets.dit import DiT, DiTConfig
@@ -100,7 +100,7 @@ def make_pipeline(recipe: Recipe, pictures: Collection, start: Path | None = Non
     tokenizer = encoder = None
     names = list(pictures.label_names or ()) if recipe.condition == "class" else []
     if recipe.condition == "class" and not names:
-        raise LimnerError(f"{pictures.where} has no classes; use --condition text or none")
+        raise LimnerError(f"{pictures.name} has no classes; use --condition text or none")
     if names:
         _check_classes(pictures, names, start)
     first = Pipeline.from_pretrained(recipe.init) if recipe.init is not None and start is None else None
@@ -160,7 +160,7 @@ def _latent_shape(recipe: Recipe, vae: AutoencoderKL) -> tuple[int, int]:
 def _check_classes(pictures: Collection, names: list[str], start: Path | None) -> None:
     bad = next((row for row, label in enumerate(pictures.labels or ()) if not 0 <= label < len(names)), None)
     if bad is not None:
-        raise LimnerError(f"{pictures.name(bad)} has no class; expected one of {', '.join(names)}")
+        raise LimnerError(f"{pictures.picture_name(bad)} has no class; expected one of {', '.join(names)}")
     before = read_json(start / "model_index.json").get("class_names") if start is not None else names
     if before != names:
         raise LimnerError(f"{start} was trained on the classes {before}, the data has {names}")

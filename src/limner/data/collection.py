@@ -1,0 +1,43 @@
+"""What training needs of a collection of pictures, and the order of an epoch."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from random import Random
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+
+class Loaded(NamedTuple):
+    """Pictures as tensors, and their indices: those asked for, but for unreadable ones."""
+
+    images: "Tensor"  # uint8 (B, C, H, W)
+    indices: list[int]
+    broken: list[str]  # names of unreadable pictures, each replaced by another
+
+
+class Collection(Protocol):
+    """A collection of captioned pictures, addressed by index."""
+
+    name: str  # of the collection, in messages
+    labels: list[int] | None
+    label_names: list[str] | None
+
+    def __len__(self) -> int: ...
+    def picture_name(self, index: int) -> str: ...
+    def index_at(self, position: int, seed: int) -> int: ...
+    def draw_caption(self, index: int, random: Random) -> str: ...
+    def load(self, indices: Sequence[int], size: int, channels: int) -> Loaded: ...
+    def all_captions(self) -> list[str]: ...
+
+
+@lru_cache(maxsize=4)
+def epoch_order(n: int, seed: int, epoch: int) -> "np.ndarray":
+    """The order of the `n` pictures in `epoch`: a permutation (n,), the same for the same arguments. Read only."""
+    import numpy as np
+
+    order = np.random.default_rng([seed, 0, epoch]).permutation(n)
+    order.flags.writeable = False
+    return order

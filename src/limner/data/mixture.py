@@ -1,0 +1,62 @@
+"""Several collections as one."""
+
+import bisect
+from collections.abc import Sequence
+from itertools import accumulate
+from random import Random
+
+from limner.data.collection import Collection, Loaded
+
+
+class Mixture:
+    """A collection of collections: each picture is drawn from one of them, chosen by its weight, with replacement."""
+
+    labels: list[int] | None = None
+    label_names: list[str] | None = None
+
+    def __init__(self, parts: Sequence[Collection], weights: Sequence[float]) -> None:
+        self.parts = list(parts)
+        self.name = " and ".join(part.name for part in parts)
+        self.cumulative = list(accumulate(weights))
+        self.ends = list(accumulate(len(part) for part in parts))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def at(self, index: int) -> tuple[int, int]:
+        """The part that picture `index` belongs to, and its index there."""
+        part = bisect.bisect_right(self.ends, index)
+        return part, index - (self.ends[part - 1] if part else 0)
+
+    def picture_name(self, index: int) -> str:
+        part, inner = self.at(index)
+        return self.parts[part].picture_name(inner)
+
+    def index_at(self, position: int, seed: int) -> int:
+        """The index of the picture at `position`: part and picture are drawn independently for each position."""
+        random = Random(seed * 2**64 + position)
+        part = bisect.bisect_right(self.cumulative, random.random() * self.cumulative[-1])
+        part = min(part, len(self.parts) - 1)
+        return self.ends[part] - 1 - random.randrange(len(self.parts[part]))
+
+    def draw_caption(self, index: int, random: Random) -> str:
+        part, inner = self.at(index)
+        return self.parts[part].draw_caption(inner, random)
+
+    def load(self, indices: Sequence[int], size: int, channels: int) -> Loaded:
+        """The pictures at `indices`, those of each part loaded together."""
+        import torch
+
+        loaded = Loaded(torch.empty(len(indices), channels, size, size, dtype=torch.uint8), list(indices), [])
+        for number, part in enumerate(self.parts):
+            rows = [row for row, index in enumerate(indices) if self.at(index)[0] == number]
+            if rows:
+                images, inner, broken = part.load([self.at(indices[row])[1] for row in rows], size, channels)
+                loaded.images[rows] = images
+                loaded.broken.extend(broken)
+                for row, index in zip(rows, inner, strict=True):
+                    loaded.indices[row] = index + self.ends[number] - len(part)
+        return loaded
+
+    def all_captions(self) -> list[str]:
+        return [caption for part in self.parts for caption in part.all_captions()]
