@@ -11,7 +11,7 @@ import torch
 from limner.data.world import World
 from limner.picture import save, sheet, to_pictures
 from limner.pipeline import find_autoencoder
-from limner.world.grade import grade
+from limner.world import grade
 
 
 def main() -> None:

@@ -15,53 +15,63 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter
 
+from limner import world
 from limner.errors import LimnerError
-from limner.world import scene as world
-from limner.world.grade import Verdict, grade
-from limner.world.grammar import caption
-from limner.world.render import WOBBLE, Layout, draw, layout
-from limner.world.scene import COLOURS, KINDS, PLACES, Scene, partial, random_scene
+from limner.world import (
+    COLOURS,
+    KINDS,
+    PLACE_JITTER,
+    PLACES,
+    Layout,
+    Scene,
+    Verdict,
+    draw,
+    grade,
+    layout,
+    partial,
+    random_scene,
+)
 
 FIRST = 20_000_000  # seeds from here on are no other's
-SHARES = (0.0, 0.3, 0.6, 1.0)  # of the sizes, places and backgrounds that are said
+SHARES = (0.0, 0.3, 0.6, 1.0)  # of the sizes, places and backgrounds that are claimed
 
 
 class Case(NamedTuple):
-    """A prompt, and a picture whose content is known. `kind` of scene; `changed` names the claim that it breaks."""
+    """Claims, and a picture whose content is known. `kind` of scene; `changed` names the claim that it breaks."""
 
     kind: str
-    prompt: str
+    claimed: Scene
     layout: Layout
     changed: tuple[str, int | None] | None = None
 
 
 def true_to(scene: Scene, painted: Layout) -> bool:
-    """Whether the objects stand at the places that the scene says."""
+    """Whether the objects stand at the places of the scene."""
     members = [group for group in scene.groups for _ in range(group.count)]
-    for group, thing in zip(members, painted.objects, strict=True):
-        x, y = PLACES[group.place] if group.place else (thing.x, thing.y)
-        if max(abs(x - thing.x), abs(y - thing.y)) > WOBBLE + 1e-6:
+    for group, obj in zip(members, painted.objects, strict=True):
+        x, y = PLACES[group.place] if group.place else (obj.x, obj.y)
+        if max(abs(x - obj.x), abs(y - obj.y)) > PLACE_JITTER + 1e-6:
             return False
     return True
 
 
 def true_cases(number: int, first: int = FIRST) -> tuple[list[Case], int]:
-    """Pictures that are what the prompt says, and how many more the renderer painted otherwise."""
+    """Pictures of which all claims hold, and how many more the renderer painted otherwise."""
     cases, untrue = [], 0
     while len(cases) < number:
         random = Random(first + len(cases) + untrue)
         kind = random.choices(tuple(KINDS), tuple(KINDS.values()))[0]
         scene = random_scene(random, kind)
-        said, painted = partial(scene, random, random.choice(SHARES)), layout(scene, random)
+        claimed, painted = partial(scene, random, random.choice(SHARES)), layout(scene, random)
         if not true_to(scene, painted):
             untrue += 1
             continue
-        cases.append(Case(kind, caption(said, random), painted))
+        cases.append(Case(kind, claimed, painted))
     return cases, untrue
 
 
 def wrong_cases(number: int, first: int = FIRST) -> list[Case]:
-    """Pictures that break exactly one claim of the prompt."""
+    """Pictures that break exactly one claim."""
     cases: list[Case] = []
     seed = first
     while len(cases) < number:
@@ -69,30 +79,30 @@ def wrong_cases(number: int, first: int = FIRST) -> list[Case]:
         random = Random(seed)
         kind = random.choices(tuple(KINDS), tuple(KINDS.values()))[0]
         scene = random_scene(random, kind)
-        said = partial(scene, random, random.choice(SHARES))
+        claimed = partial(scene, random, random.choice(SHARES))
         try:
-            changed, claim = change(scene, said, random)
+            changed, claim = change(scene, claimed, random)
             painted = layout(changed, random)
         except LimnerError:
             continue
         if true_to(changed, painted):
-            cases.append(Case(kind, caption(said, random), painted, claim))
+            cases.append(Case(kind, claimed, painted, claim))
     return cases
 
 
-def change(scene: Scene, said: Scene, random: Random) -> tuple[Scene, tuple[str, int | None]]:
-    """`scene` with one claim of `said` broken, and which. LimnerError where that cannot be painted."""
-    index = random.randrange(len(said.groups))
-    group = said.groups[index]
+def change(scene: Scene, claimed: Scene, random: Random) -> tuple[Scene, tuple[str, int | None]]:
+    """`scene` with one claim of `claimed` broken, and which. LimnerError where that cannot be painted."""
+    index = random.randrange(len(claimed.groups))
+    group = claimed.groups[index]
     kinds = ["shape", "colour", "count"]
     kinds += ["size"] * bool(group.size) + ["place"] * bool(group.place)
-    kinds += ["relation"] * bool(said.relation) + ["background"] * bool(said.background)
+    kinds += ["relation"] * bool(claimed.relation) + ["background"] * bool(claimed.background)
     kind = random.choice(kinds)
     if kind == "relation":
         return replace(scene, relation=other(world.RELATIONS, scene.relation, random)), (kind, None)
     if kind == "background":
         return replace(scene, background=other(COLOURS, scene.background, random)), (kind, None)
-    numbers = range(1, world.MOST + 1)
+    numbers = range(1, world.MAX_OBJECTS + 1)
     values = {"shape": world.SHAPES, "colour": COLOURS, "size": world.SIZES, "place": PLACES, "count": numbers}[kind]
     new = replace(scene.groups[index], **{kind: other(values, getattr(scene.groups[index], kind), random)})
     if kind == "count" and not group.place:
@@ -165,7 +175,7 @@ def measure(cases: Sequence[Case], size: int = 64, spoil: str = "as painted") ->
         for case, picture in zip(batch, draw([case.layout for case in batch], size), strict=True):
             spoiled = SPOILERS[spoil](picture, generator)
             begun = time.process_time()
-            verdict = grade(spoiled, case.prompt)
+            verdict = grade(spoiled, case.claimed)
             seconds += time.process_time() - begun
             named = [(claim.kind, claim.group) for claim in verdict.wrong]
             right = case.changed in named if case.changed else not named

@@ -17,12 +17,12 @@ SAMPLERS = ("ddim", "euler", "heun", "dpmpp_2m", "unipc")
 SCALES = (1.0, 1.5, 2.0, 3.0, 5.0, 7.5)
 
 
-def obeyed(pipe: Pipeline, asked: list[report.Asked], **settings: object) -> str:
+def obeyed(pipe: Pipeline, prompts: list[report.EvalPrompt], **settings: object) -> str:
     """The share obeyed and the seconds it took."""
     start = time.perf_counter()
-    done = report.run(pipe, asked, **settings)
+    done = report.evaluate(pipe, prompts, **settings)
     right = sum(verdict.obeyed for verdict in done.verdicts if verdict is not None)
-    return f"{right / len(asked):.1%} ({time.perf_counter() - start:.0f} s)"
+    return f"{right / len(prompts):.1%} ({time.perf_counter() - start:.0f} s)"
 
 
 def main() -> None:
@@ -34,16 +34,16 @@ def main() -> None:
     parser.add_argument("--guidance-scale", type=float, help="for the table of samplers; the model's own by default")
     args = parser.parse_args()
     pipe, console = Pipeline.from_pretrained(args.model), Console(highlight=False, width=110)
-    asked = [each for each in report.asked_of("seen", args.n, seed=7) if each.row.split(",")[0] in args.kinds]
+    prompts = [each for each in report.load_prompts("seen", args.n, seed=7) if each.row.split(",")[0] in args.kinds]
     table = Table("guidance", *(f"{scale:g}" for scale in SCALES))
-    table.add_row("obeyed", *(obeyed(pipe, asked, guidance_scale=scale) for scale in SCALES))
+    table.add_row("obeyed", *(obeyed(pipe, prompts, guidance_scale=scale) for scale in SCALES))
     console.print(table)
     table = Table("sampler", *(f"{steps} steps" for steps in STEPS))
     for sampler in SAMPLERS:
-        cells = (obeyed(pipe, asked, sampler=sampler, steps=n, guidance_scale=args.guidance_scale) for n in STEPS)
+        cells = (obeyed(pipe, prompts, sampler=sampler, steps=n, guidance_scale=args.guidance_scale) for n in STEPS)
         table.add_row(sampler, *cells)
     console.print(table)
-    console.print(f"{len(asked)} prompts: {args.n} of each of {', '.join(args.kinds)}")
+    console.print(f"{len(prompts)} prompts: {args.n} of each of {', '.join(args.kinds)}")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from limner.data.batches import Batches
 from limner.data.mixture import Mixture
 from limner.data.pictures import Pictures
 from limner.data.sources import Source, open_source
-from limner.data.world import ENDLESS, World
+from limner.data.world import World
 from limner.errors import LimnerError
-from limner.world.grammar import parse
+from limner.world import ENDLESS, parse
 
 
 def paint(folder: Path, values: list[int], broken: tuple[int, ...] = ()) -> Path:

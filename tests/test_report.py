@@ -1,4 +1,4 @@
-"""Grading a model: what is asked, counted and shown, and `limner evaluate` and `limner data` around it."""
+"""Evaluation: its prompts, counts, tables and sheets, and `limner evaluate` and `limner data` around it."""
 
 import json
 from pathlib import Path
@@ -10,12 +10,34 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from limner.cli import main
-from limner.data.world import World, prompts
+from limner.data.sources import Source, open_source
+from limner.data.world import World
 from limner.errors import LimnerError
-from limner.evaluate.report import CLAIMS, Asked, Report, asked_of, percent, read, run, wilson
-from limner.world.grammar import NotUnderstood, parse
-from limner.world.render import render
-from limner.world.scene import KINDS, Group, Scene, complete, held_out
+from limner.evaluate.report import (
+    CLAIMS,
+    EvalPrompt,
+    Report,
+    classify,
+    evaluate,
+    load_prompts,
+    percent,
+    wilson,
+)
+from limner.train.diffusion import Diffusion
+from limner.train.recipe import Recipe, TextEncoder, Transformer
+from limner.world import (
+    KINDS,
+    Group,
+    NotUnderstood,
+    Scene,
+    complete,
+    grade,
+    held_out,
+    parse,
+    pictures_at,
+    prompts,
+    render,
+)
 
 STRANGE = "a photograph of my cat"
 
@@ -25,24 +47,23 @@ class Painter:
 
     name, size = "painter", 64
 
-    def __init__(self, instead: dict[str, str | Scene] | None = None) -> None:
+    def __init__(self, instead: dict[str, str] | None = None) -> None:
         self.instead, self.calls = instead or {}, []
 
-    def __call__(self, asked: list[str], seed: int = 0, **settings) -> list[Image.Image]:
-        self.calls.append((list(asked), seed, settings))
-        return [self.paint(prompt, seed + k) for k, prompt in enumerate(asked)]
+    def __call__(self, prompts: list[str], seed: int = 0, **settings) -> list[Image.Image]:
+        self.calls.append((list(prompts), seed, settings))
+        return [self.paint(prompt, seed + k) for k, prompt in enumerate(prompts)]
 
     def paint(self, prompt: str, seed: int) -> Image.Image:
-        wanted = self.instead.get(prompt, prompt)
         try:
-            scene = wanted if isinstance(wanted, Scene) else parse(wanted)
+            scene = parse(self.instead.get(prompt, prompt))
         except NotUnderstood:
             return Image.new("RGB", (64, 64), (seed, 0, 77))
         return Image.fromarray(render([complete(scene, Random(seed))], 64, [seed])[0])
 
 
-# What is asked -> what is painted instead, one claim of it wrong, or "" where it is painted as asked.
-ASKED = {
+# A prompt -> what is painted instead, one claim of it wrong, or "" where the prompt is painted.
+PROMPTS = {
     "a large red circle in the centre on white": "",
     "a large green square on the left on black": "a large blue square on the left on black",  # colour
     STRANGE: "",
@@ -58,8 +79,8 @@ ASKED = {
 
 @pytest.fixture(scope="module")
 def graded() -> tuple[Painter, Report]:
-    painter = Painter({prompt: other for prompt, other in ASKED.items() if other})
-    return painter, run(painter, [read(prompt) for prompt in ASKED], at_once=4, seed=20, steps=9, eta=None)
+    painter = Painter({prompt: other for prompt, other in PROMPTS.items() if other})
+    return painter, evaluate(painter, [classify(prompt) for prompt in PROMPTS], at_once=4, seed=20, steps=9, eta=None)
 
 
 # --- shares ---
@@ -99,7 +120,7 @@ def test_each_prompt_is_judged_by_its_own_picture(graded):
     """Exactly the claim that was painted wrong is found wrong; what is no sentence of the world is painted only."""
     report = graded[1].to_dict()
     kinds = {each["prompt"]: [claim["kind"] for claim in each.get("wrong", [])] for each in report["prompts"]}
-    assert list(kinds) == list(ASKED)
+    assert list(kinds) == list(PROMPTS)
     assert list(kinds.values()) == [
         [], ["colour"], [], ["count"], [], ["relation"], ["shape"], ["background"], ["place"], ["size"],
     ]  # fmt: skip
@@ -117,30 +138,47 @@ def test_the_report_is_json(graded):
     assert report["settings"] == {"model": "painter", "seed": 20, "steps": 9}
     assert set(report["rows"]) == {"seen", "held-out"}
     assert report["rows"]["seen"] == {"n": 6, "obeyed": 1 / 6, "interval": list(wilson(1, 6))}
-    assert report["rows"]["held-out"]["obeyed"] == pytest.approx(1 / 3) and len(report["prompts"]) == len(ASKED)
+    assert report["rows"]["held-out"]["obeyed"] == pytest.approx(1 / 3) and len(report["prompts"]) == len(PROMPTS)
 
 
 def test_each_prompt_is_painted_once_with_its_own_seed(graded):
     """Four at once, seeds going on from one to the next, so that the batches change nothing."""
     painter, report = graded
-    asked = list(ASKED)
-    assert [call[:2] for call in painter.calls] == [(asked[:4], 20), (asked[4:8], 24), (asked[8:], 28)]
+    given = list(PROMPTS)
+    assert [call[:2] for call in painter.calls] == [(given[:4], 20), (given[4:8], 24), (given[8:], 28)]
     assert all(settings == {"steps": 9, "eta": None} for _, _, settings in painter.calls)
     done = []
-    again = run(painter, report.asked, at_once=7, seed=20, progress=done.append)
+    again = evaluate(painter, report.prompts, at_once=7, seed=20, progress=done.append)
     assert [a.tobytes() for a in again.pictures] == [b.tobytes() for b in report.pictures] and done == [7, 10]
     assert again.verdicts == report.verdicts
 
 
 def test_a_painter_that_obeys_and_one_that_does_not():
     """True pictures of the project's own prompts are nearly all found right, those of other prompts hardly ever."""
-    asked = asked_of("all", 12)
-    true = run(Painter(), asked).rows()
-    swapped = {a.prompt: b.prompt for a, b in zip(asked, asked[5:] + asked[:5], strict=True)}
-    false = run(Painter(swapped), asked).rows()
+    each = load_prompts("all", 12)
+    report = evaluate(Painter(), each)
+    true = report.rows()
+    swapped = {a.prompt: b.prompt for a, b in zip(each, each[5:] + each[:5], strict=True)}
+    false = evaluate(Painter(swapped), each).rows()
     assert len(true) == 7 and all(len(verdicts) == 12 for verdicts in true.values())
     assert sum(v.obeyed for row in true.values() for v in row) >= 80  # of 84
+    assert report.obeyed() == {row: sum(v.obeyed for v in verdicts) / 12 for row, verdicts in true.items()}
     assert sum(v.obeyed for row in false.values() for v in row) <= 4
+
+
+def test_training_grades_as_evaluation_does(tmp_path):
+    """The recipe's number of fresh prompts of each kind, with seeds from 0; the shares are those of the verdicts."""
+    recipe = Recipe(
+        data=Source("world:one"), output=str(tmp_path), size=16, grade=60, model=Transformer(4, 32, 1, 2),
+        text=TextEncoder(32, 1, 2, 48, 700),
+    )  # fmt: skip
+    pairs = prompts("one", 60, held_out=False)
+    painter = Painter({prompt: "a red star" for prompt, _ in pairs[::4]})
+    shares = Diffusion(recipe, open_source(recipe.data), None).measure(painter)
+    assert [call[1:] for call in painter.calls] == [(0, {}), (50, {})]
+    assert [prompt for call in painter.calls for prompt in call[0]] == [prompt for prompt, _ in pairs]
+    obeyed = [grade(painter.paint(prompt, k), scene).obeyed for k, (prompt, scene) in enumerate(pairs)]
+    assert shares == {"obeyed_one": sum(obeyed) / 60} and 40 <= sum(obeyed) <= 46
 
 
 # --- the sheet ---
@@ -170,32 +208,34 @@ def test_the_sheet_shows_the_pictures(graded, most, chosen):
         assert below.min() < 100  # something is written
 
 
-# --- what is asked ---
+# --- sets of prompts ---
 
 
 @pytest.mark.parametrize("name, out", [("seen", [False]), ("held-out", [True]), ("all", [False, True])])
 def test_the_sets_of_prompts(name, out):
     """`n` of each kind, each counted in its own row, seen or held out as the row says; two places hold nothing out."""
-    asked = asked_of(name, 5, seed=3)
+    loaded = load_prompts(name, 5, seed=3)
     kinds = [(kind, held) for kind in KINDS for held in out if not (held and kind == "places")]
-    wanted = [(kind, held, prompt) for kind, held in kinds for prompt in prompts(kind, 5, held, 3)]
-    assert [each.prompt for each in asked] == [prompt for *_, prompt in wanted]
-    assert [each.row for each in asked] == [f"{kind}, {'held-out' if held else 'seen'}" for kind, held, _ in wanted]
-    assert all(each.scene == parse(each.prompt) for each in asked)
-    assert [bool(held_out(each.scene)) for each in asked] == [held for _, held, _ in wanted]
-    assert asked == asked_of(name, 5, seed=3) != asked_of(name, 5, seed=4)
+    expected = [
+        EvalPrompt(prompt, scene, f"{kind}, {'held-out' if held else 'seen'}")
+        for kind, held in kinds
+        for prompt, scene in prompts(kind, 5, held, 3)
+    ]
+    assert loaded == expected
+    assert all(each.scene == parse(each.prompt) for each in loaded)
+    assert [bool(held_out(each.scene)) for each in loaded] == [each.row.endswith("held-out") for each in loaded]
+    assert loaded == load_prompts(name, 5, seed=3) != load_prompts(name, 5, seed=4)
 
 
 def test_a_file_of_prompts(tmp_path):
     """A prompt a line, the first n; what training has seen the like of, what it has not, and what is no sentence."""
     (tmp_path / "p.txt").write_text("  a purple star \n\n" + STRANGE + "\r\na red star\nthree hearts\n", "utf-8")
-    asked = asked_of(str(tmp_path / "p.txt"), 3)
-    assert asked == [
-        Asked("a purple star", Scene((Group("star", "purple"),)), "held-out"),
-        Asked(STRANGE, None, "not judged"),
-        Asked("a red star", Scene((Group("star", "red"),)), "seen"),
+    assert load_prompts(str(tmp_path / "p.txt"), 3) == [
+        EvalPrompt("a purple star", Scene((Group("star", "purple"),)), "held-out"),
+        EvalPrompt(STRANGE, None, "not judged"),
+        EvalPrompt("a red star", Scene((Group("star", "red"),)), "seen"),
     ]
-    assert [each.row for each in asked_of(str(tmp_path / "p.txt"), 99)[3:]] == ["held-out"]
+    assert [each.row for each in load_prompts(str(tmp_path / "p.txt"), 99)[3:]] == ["held-out"]
 
 
 def test_sets_that_are_not_there(tmp_path):
@@ -209,10 +249,10 @@ def test_sets_that_are_not_there(tmp_path):
         (str(tmp_path / "bytes.txt"), "bytes.txt is not UTF-8 text"),
     ]:
         with pytest.raises(LimnerError, match=message):
-            asked_of(name, 5)
+            load_prompts(name, 5)
     for n in (0, -1):
         with pytest.raises(LimnerError, match=f"--n must be at least 1, not {n}"):
-            asked_of("all", n)
+            load_prompts("all", n)
 
 
 # --- the command line ---
@@ -230,8 +270,8 @@ def test_evaluate_grade_prints_and_writes_the_report(tmp_path, monkeypatch, caps
     main(["evaluate", "grade", "-m", "mine", "--prompts", str(tmp_path / "p.txt"), "--n", "3", "--steps", "7",
           "--seed", "4", "-o", str(out)])  # fmt: skip
     assert loaded == [("mine", {"device": "cpu"})]
-    ((asked, seed, settings),) = painter.calls
-    assert asked == ["a large purple star", STRANGE, "a red square"] and seed == 4 and settings["steps"] == 7
+    ((painted, seed, settings),) = painter.calls
+    assert painted == ["a large purple star", STRANGE, "a red square"] and seed == 4 and settings["steps"] == 7
     told = capsys.readouterr().out
     assert "a large purple star: obeyed" in told and f"{STRANGE}: cannot be judged" in told
     assert "a red square: wanted a red square, found a red circle" in told and "never" not in told
@@ -253,7 +293,7 @@ def test_data_world_writes_a_folder(tmp_path, capsys):
     rows = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
     assert sorted(f.name for f in out.iterdir()) == [*(row["file_name"] for row in rows), "metadata.jsonl"]
     pictures = [np.asarray(Image.open(out / row["file_name"])) for row in rows]
-    assert np.array_equal(pictures, World(5, seed=2).render(range(5), 48))
+    assert np.array_equal(pictures, pictures_at(2, range(5), 48))
     assert [row["text"] for row in rows] == World(5, seed=2).all_captions()
     main(["data", "--help"])
     assert "limner data world --count N --out DIR" in capsys.readouterr().out

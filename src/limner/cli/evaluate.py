@@ -49,23 +49,23 @@ def run(arguments: list[str]) -> None:
     from limner.files import write_json
     from limner.picture import save, sheet, show
     from limner.pipeline import Pipeline
-    from limner.world.find import LEAST
+    from limner.world import MIN_SIDE
 
-    asked = report.asked_of(args.prompts, args.n, args.seed)
+    prompts = report.load_prompts(args.prompts, args.n, args.seed)
     pipe = Pipeline.from_pretrained(args.model, device=args.device)
-    if min(args.settings.width or pipe.size, args.settings.height or pipe.size) < LEAST:
-        raise LimnerError(f"{pipe.name} paints {pipe.size}x{pipe.size}; pictures are judged from {LEAST} pixels on")
-    result = report.run(pipe, asked, seed=args.seed, **vars(args.settings))
+    if min(args.settings.width or pipe.size, args.settings.height or pipe.size) < MIN_SIDE:
+        raise LimnerError(f"{pipe.name} paints {pipe.size}x{pipe.size}; pictures are judged from {MIN_SIDE} pixels on")
+    result = report.evaluate(pipe, prompts, seed=args.seed, **vars(args.settings))
     output = Path(args.output)
     write_json(output / "grade.json", result.to_dict())
     save(result.sheet(), output / "sheet.png")
     if args.show:
         print(show(sheet(result.pictures[:24])))
     if args.prompts not in report.SETS:
-        for each, verdict in zip(asked, result.verdicts, strict=True):
-            print(f"{each.prompt}: {report.say(verdict)}")
+        for each, verdict in zip(prompts, result.verdicts, strict=True):
+            print(f"{each.prompt}: {report.describe(verdict)}")
     header, *rows = result.table()
-    table = new_table(title=f"{pipe.name}: {len(asked)} prompts")
+    table = new_table(title=f"{pipe.name}: {len(prompts)} prompts")
     for name in header:
         table.add_column(name, justify="left" if name == "prompts" else "right")
     for row in rows:

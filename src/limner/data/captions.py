@@ -1,8 +1,7 @@
-"""What is said about a picture: caption templates for labels, and captions written in files beside the pictures.
+"""Captions of pictures: templates filled with labels, and captions in files beside the pictures.
 
-Pure Python. A label set has words (synonyms) and templates; every word in every template is a training caption. A few
-templates are held out: their words are all known from training, their phrasing is not, so that a model which answers
-them has learned language and not a list.
+A label set has words (synonyms) and templates; every word in every template is a training caption. A few templates are
+held out: all their words are known from training, their phrasing is not, so that obeying them is not memory.
 """
 
 import csv
@@ -36,39 +35,16 @@ class CaptionSet:
                     f"the caption template {template!r} has no place for the word: put {{}} or {{a}} in it"
                 )
 
-    def canonical(self, label: int) -> str:
-        """The one caption to show for `label`: its first word in the first template."""
-        return fill(self.templates[0], self._words(label)[0])
-
     def all(self, label: int) -> list[str]:
-        """Every training caption of `label`, the canonical one first."""
-        return [fill(template, word) for template in self.templates for word in self._words(label)]
-
-    def held_out_captions(self, label: int) -> list[str]:
-        """Captions of `label` in phrasings that are never trained on."""
-        return [fill(template, word) for template in self.held_out for word in self._words(label)]
-
-    def _words(self, label: int) -> tuple[str, ...]:
-        if not 0 <= label < len(self.label_words):
-            raise LimnerError(
-                f"label {label} is out of range: this set has the labels 0 to {len(self.label_words) - 1}"
-            )
-        return self.label_words[label]
+        """Every training caption of `label`, its first word in the first template first."""
+        return [fill(template, word) for template in self.templates for word in self.label_words[label]]
 
 
 def fill(template: str, word: str) -> str:
     """`template` with its `{}` or `{a}` replaced by `word`."""
+    from limner.world import article  # here, since numpy comes with it
+
     return template.replace("{a}", f"{article(word)} {word}").replace("{}", word)
-
-
-def article(word: str) -> str:
-    """a or an, by sound as far as the spelling tells: an owl, an 8; a one, a unicorn."""
-    sounds_like_a_consonant = word.lower().startswith(("one", "uni", "use", "eu", "ew"))
-    return (
-        "an"
-        if word.lower().startswith((*"aeiou8", "11", "18", "hour", "x-ray", "x ray")) and not sounds_like_a_consonant
-        else "a"
-    )
 
 
 DIGITS = CaptionSet(
@@ -143,8 +119,8 @@ def from_labels(labels: Sequence[int], names: Sequence[str], templates: tuple[st
     if bad is not None:
         known = f"this set has the labels 0 to {len(names) - 1}"
         raise LimnerError(f"{where}, row {bad}: label {labels[bad]} is out of range: {known}")
-    said = for_labels(names, templates)
-    by_label = [said.all(label) for label in range(len(names))]
+    captions = for_labels(names, templates)
+    by_label = [captions.all(label) for label in range(len(names))]
     return [by_label[label] for label in labels]
 
 
@@ -166,7 +142,7 @@ def few(names: Iterable[str], shown: int = 3) -> str:
     return ", ".join(names[:shown]) + rest
 
 
-def spoken(value: object, where: str) -> list[str]:
+def captions_of(value: object, where: str) -> list[str]:
     """The captions in one cell: a text, a list of texts or nothing. Blank ones are dropped."""
     texts = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
@@ -179,14 +155,14 @@ def from_sidecars(pictures: Sequence[Path]) -> list[list[str]] | None:
     sidecars = [picture.with_suffix(".txt") for picture in pictures]
     if not any(sidecar.is_file() for sidecar in sidecars):
         return None
-    return [spoken(_text(sidecar).split("\n"), str(sidecar)) if sidecar.is_file() else [] for sidecar in sidecars]
+    return [captions_of(_text(sidecar).split("\n"), str(sidecar)) if sidecar.is_file() else [] for sidecar in sidecars]
 
 
 def from_metadata(root: Path, pictures: Sequence[Path], column: str | None = None) -> list[list[str]] | None:
     """The captions in the `metadata.jsonl` and `metadata.csv` files under `root`; None where there is no such file.
 
-    A row names its picture in `file_name`, relative to the metadata file, and says it in `text` (or `caption`, or
-    `column`). Several rows may speak of one picture. Rows of pictures that are not there are an error.
+    A row gives its picture in `file_name`, relative to the metadata file, and a caption in `text` (or `caption`, or
+    `column`). Several rows may be about one picture. Rows of pictures that are not there are an error.
     """
     files = sorted([*root.rglob("metadata.jsonl"), *root.rglob("metadata.csv")])
     if not files:
@@ -200,7 +176,7 @@ def from_metadata(root: Path, pictures: Sequence[Path], column: str | None = Non
             text = _cell(row, (column,) if column else CAPTION_COLUMNS, "caption", where)
             picture = file.parent / PurePosixPath(name)
             if picture in captions:
-                captions[picture] += spoken(text, where)
+                captions[picture] += captions_of(text, where)
             else:
                 missing.append(name)
         if missing:

@@ -157,7 +157,9 @@ def _from_table(table, where: str, config: Source, captions: bool) -> Pictures:
         names = getattr(features[label], "names", None)
         pictures.labels, pictures.label_names = words.numbered(table[label][:], names, f"{where}, column {label}")
     if captions and text:
-        pictures.captions = [words.spoken(value, f"{where}, row {row}") for row, value in enumerate(table[text][:])]
+        pictures.captions = [
+            words.captions_of(value, f"{where}, row {row}") for row, value in enumerate(table[text][:])
+        ]
     return _captioned(pictures, config.templates) if captions else pictures
 
 

@@ -1,1 +1,1 @@
-"""A model graded: `report`."""
+"""Evaluation of a model on the captioned world: `report`."""

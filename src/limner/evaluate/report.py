@@ -1,4 +1,4 @@
-"""A model graded: prompts painted, judged and counted, by kind of scene and by claim, with confidence intervals."""
+"""Evaluation of a model: prompts are painted and graded; shares by kind of scene and by claim, with intervals."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,11 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from limner.data.world import prompts
 from limner.errors import LimnerError, unknown
-from limner.world.grade import Verdict, grade
-from limner.world.grammar import NotUnderstood, parse
-from limner.world.scene import KINDS, Scene, held_out
+from limner.world import KINDS, NotUnderstood, Scene, Verdict, grade, held_out, parse, prompts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,8 +18,8 @@ CLAIMS = ("shape", "colour", "size", "count", "place", "relation", "background")
 SETS = ("seen", "held-out", "all")
 
 
-class Asked(NamedTuple):
-    """A prompt, what it means (None where it cannot be judged), and the row of the table it counts in."""
+class EvalPrompt(NamedTuple):
+    """A prompt, the scene it states (None where it cannot be graded), and the row of the table it counts in."""
 
     prompt: str
     scene: Scene | None
@@ -31,9 +28,9 @@ class Asked(NamedTuple):
 
 @dataclass
 class Report:
-    """What was painted and how it was judged."""
+    """The pictures of an evaluation and their verdicts."""
 
-    asked: list[Asked]
+    prompts: list[EvalPrompt]
     pictures: "list[Image]"
     verdicts: list[Verdict | None]
     settings: dict[str, Any] = field(default_factory=dict)
@@ -41,13 +38,17 @@ class Report:
     def rows(self) -> dict[str, list[Verdict]]:
         """The verdicts of each row of the table."""
         rows: dict[str, list[Verdict]] = {}
-        for asked, verdict in zip(self.asked, self.verdicts, strict=True):
+        for each, verdict in zip(self.prompts, self.verdicts, strict=True):
             if verdict is not None:
-                rows.setdefault(asked.row, []).append(verdict)
+                rows.setdefault(each.row, []).append(verdict)
         return rows
 
+    def obeyed(self) -> dict[str, float]:
+        """The share of obeyed prompts in each row."""
+        return {row: sum(v.obeyed for v in verdicts) / len(verdicts) for row, verdicts in self.rows().items()}
+
     def table(self) -> list[list[str]]:
-        """Header and rows: how many prompts, how many obeyed (95% interval), and each claim's share."""
+        """Header and rows: number of prompts, share obeyed (95% interval), and share of right claims of each kind."""
         lines = [["prompts", "n", "obeyed", *CLAIMS]]
         for row, verdicts in self.rows().items():
             obeyed = sum(verdict.obeyed for verdict in verdicts)
@@ -58,47 +59,51 @@ class Report:
         return lines
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON holds it."""
+        """The whole report as JSON."""
+        obeyed = self.obeyed()
         rows = {
             row: {
                 "n": len(verdicts),
-                "obeyed": sum(verdict.obeyed for verdict in verdicts) / len(verdicts),
+                "obeyed": obeyed[row],
                 "interval": wilson(sum(verdict.obeyed for verdict in verdicts), len(verdicts)),
             }
             for row, verdicts in self.rows().items()
         }
-        each = [
-            {"prompt": asked.prompt, "row": asked.row, **_verdict(verdict)}
-            for asked, verdict in zip(self.asked, self.verdicts, strict=True)
+        prompts = [
+            {"prompt": each.prompt, "row": each.row, **_to_dict(verdict)}
+            for each, verdict in zip(self.prompts, self.verdicts, strict=True)
         ]
-        return {"settings": self.settings, "rows": rows, "prompts": each}
+        return {"settings": self.settings, "rows": rows, "prompts": prompts}
 
     def sheet(self, most: int = 60) -> "Image":
         """Up to `most` pictures, evenly from all, each with its prompt and verdict, framed in green or red."""
         from limner.picture import sheet
 
-        count = min(most, len(self.asked))
-        chosen = [round(k * (len(self.asked) - 1) / max(1, count - 1)) for k in range(count)]
-        captions = [f"{self.asked[k].prompt}\n{say(self.verdicts[k])}" for k in chosen]
+        count = min(most, len(self.prompts))
+        chosen = [round(k * (len(self.prompts) - 1) / max(1, count - 1)) for k in range(count)]
+        captions = [f"{self.prompts[k].prompt}\n{describe(self.verdicts[k])}" for k in chosen]
         frames = [_colour(self.verdicts[k]) for k in chosen]
         scale = max(1, 160 // self.pictures[0].width)
         return sheet([self.pictures[k] for k in chosen], captions, scale=scale, gap=8, frames=frames)
 
 
-def say(verdict: Verdict | None) -> str:
-    """A verdict in a line."""
-    return "cannot be judged" if verdict is None else verdict.say()
+def describe(verdict: Verdict | None) -> str:
+    """A verdict in words, on one line."""
+    return "cannot be judged" if verdict is None else verdict.describe()
 
 
 def _colour(verdict: Verdict | None) -> str:
     return "grey" if verdict is None else "green" if verdict.obeyed else "red"
 
 
-def _verdict(verdict: Verdict | None) -> dict[str, Any]:
+def _to_dict(verdict: Verdict | None) -> dict[str, Any]:
     if verdict is None:
         return {"obeyed": None}
-    wrong = [claim._asdict() for claim in verdict.claims if not claim.right]
-    return {"obeyed": verdict.obeyed, "said": verdict.say(), "wrong": wrong}
+    wrong = [
+        {"kind": kind, "wanted": expected, "found": found, "right": right, "group": group}
+        for kind, expected, found, right, group in verdict.wrong
+    ]
+    return {"obeyed": verdict.obeyed, "said": verdict.describe(), "wrong": wrong}
 
 
 def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -115,25 +120,27 @@ def percent(right: int, n: int, interval: bool = False) -> str:
     """93.2% (90.7-95.1), or a dash for nothing."""
     if not n:
         return "–"
+    if not interval:
+        return f"{right / n:.1%}"
     low, high = wilson(right, n)
-    return f"{right / n:.1%}" + (f" ({100 * low:.1f}-{100 * high:.1f})" if interval else "")
+    return f"{right / n:.1%} ({100 * low:.1f}-{100 * high:.1f})"
 
 
-def asked_of(name: str, n: int, seed: int = 0) -> list[Asked]:
-    """The prompts called `name`: seen, held-out, all (n of each kind of scene), or a file with one a line.
+def load_prompts(name: str, n: int, seed: int = 0) -> list[EvalPrompt]:
+    """The set `name`: seen, held-out, all (n prompts of each kind of scene), or a file with one prompt a line.
 
-    Prompts of a file that are no sentence of the world are painted and not judged.
+    Prompts of a file that are no sentence of the world are painted and not graded.
     """
     if n < 1:
         raise LimnerError(f"--n must be at least 1, not {n}")
     if name in SETS:
         which = [False, True] if name == "all" else [name == "held-out"]
         return [
-            Asked(prompt, parse(prompt), f"{kind}, {'held-out' if out else 'seen'}")
+            EvalPrompt(prompt, scene, f"{kind}, {'held-out' if out else 'seen'}")
             for kind in KINDS
             for out in which
             if not (out and kind == "places")  # two places hold nothing out that one object does not
-            for prompt in prompts(kind, n, out, seed)
+            for prompt, scene in prompts(kind, n, out, seed)
         ]
     path = Path(name)
     if not path.is_file():
@@ -144,36 +151,36 @@ def asked_of(name: str, n: int, seed: int = 0) -> list[Asked]:
         raise LimnerError(f"{path} is not UTF-8 text: {error}") from error
     if not lines:
         raise LimnerError(f"{path} holds no prompt")
-    return [read(line) for line in lines[:n]]
+    return [classify(line) for line in lines[:n]]
 
 
-def read(prompt: str) -> Asked:
-    """A prompt with its meaning; its row says whether training has seen the like, or that it cannot be judged."""
+def classify(prompt: str) -> EvalPrompt:
+    """A prompt with its scene, in the row "seen" or "held-out" by what it asks for, or "not judged"."""
     try:
         scene = parse(prompt)
     except NotUnderstood:
-        return Asked(prompt, None, "not judged")
-    return Asked(prompt, scene, "held-out" if held_out(scene) else "seen")
+        return EvalPrompt(prompt, None, "not judged")
+    return EvalPrompt(prompt, scene, "held-out" if held_out(scene) else "seen")
 
 
-def run(
+def evaluate(
     pipe: "Pipeline",
-    asked: Sequence[Asked],
+    prompts: Sequence[EvalPrompt],
     at_once: int = 50,
     seed: int = 0,
     progress: Callable[[int], object] | None = None,
     **settings: Any,
 ) -> Report:
-    """Paint each prompt once, `at_once` together, with seeds from `seed` on, and judge what can be judged."""
+    """Paint each prompt once, in batches of `at_once`, prompt k with seed `seed` + k, and grade what can be graded."""
     pictures: list[Image] = []
-    for start in range(0, len(asked), at_once):
-        some = [each.prompt for each in asked[start : start + at_once]]
+    for start in range(0, len(prompts), at_once):
+        some = [each.prompt for each in prompts[start : start + at_once]]
         pictures += pipe(some, seed=seed + start, **settings)
         if progress is not None:
             progress(len(pictures))
     verdicts = [
         None if each.scene is None else grade(picture, each.scene)
-        for each, picture in zip(asked, pictures, strict=True)
+        for each, picture in zip(prompts, pictures, strict=True)
     ]
-    made = {name: value for name, value in settings.items() if value is not None}
-    return Report(list(asked), pictures, verdicts, {"model": pipe.name, "seed": seed} | made)
+    given = {name: value for name, value in settings.items() if value is not None}
+    return Report(list(prompts), pictures, verdicts, {"model": pipe.name, "seed": seed} | given)

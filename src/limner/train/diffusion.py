@@ -10,7 +10,7 @@ from torch import nn
 
 from limner.data.batches import Batches
 from limner.data.collection import Collection
-from limner.data.world import prompts
+from limner.evaluate.report import EvalPrompt, evaluate
 from limner.picture import sheet
 from limner.pipeline import Pipeline
 from limner.train.contrastive import BATCH, learn_to_read
@@ -18,8 +18,7 @@ from limner.train.latents import Latents, encode
 from limner.train.loss import DiffusionLoss, Words
 from limner.train.recipe import Recipe
 from limner.train.setup import Reader, make_loss, make_pipeline
-from limner.world.grade import grade
-from limner.world.scene import KINDS
+from limner.world import KINDS, prompts
 
 
 class Diffusion:
@@ -134,10 +133,8 @@ class Diffusion:
         """The share of fresh world prompts that are obeyed, by kind; nothing unless the recipe asks for it."""
         if not self.recipe.grade:
             return {}
-        judged = {kind: prompts(kind, self.recipe.grade, held_out=False) for kind in self.kinds}
-        return {f"obeyed_{kind}": self._obeyed(model, asked) for kind, asked in judged.items()}
-
-    def _obeyed(self, model: Pipeline, asked: list[str], at_once: int = 50) -> float:
-        starts = range(0, len(asked), at_once)
-        pictures = [picture for start in starts for picture in model(asked[start : start + at_once], seed=start)]
-        return sum(grade(picture, prompt).obeyed for picture, prompt in zip(pictures, asked, strict=True)) / len(asked)
+        shares: dict[str, float] = {}
+        for kind in self.kinds:
+            fresh = prompts(kind, self.recipe.grade, held_out=False)
+            shares |= evaluate(model, [EvalPrompt(*pair, f"obeyed_{kind}") for pair in fresh]).obeyed()
+        return shares

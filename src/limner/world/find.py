@@ -1,8 +1,8 @@
-"""What is in a picture of this world, seen from its pixels alone.
+"""Object detection for pictures of this world, from the pixels alone.
 
-The background is the commonest colour of the border; whatever hangs together and differs from it may be an object. Its
-matte (how much of each pixel it covers) is explained by each shape in turn, see `fit`; where none explains it well, it
-is taken apart, by colours or at its waist, in case it is several objects that touch.
+The background is the commonest colour of the border; connected regions that differ from it are candidates. The matte of
+a region (the opacity of the object at each pixel) is fitted with each shape in turn, see `fit`; where no shape fits
+well, the region is split, by colour or at its waist, in case it is several objects that touch.
 
 Units: positions and radii are shares of the picture's side, y downwards.
 """
@@ -19,23 +19,23 @@ from limner.errors import LimnerError
 from limner.world.fit import Fit, Patch, fit, unit
 from limner.world.scene import COLOURS, PLACES, SHAPES, SIZES
 
-LEAST = 32  # pixels to a side, below which shapes cannot be told apart
-MOST = 96  # larger pictures are reduced to REDUCED pixels, which hold all that is to be seen
-REDUCED = 64
-FAINT = 30.0  # a pixel differs from the background by more than this (of 255, over three channels together)
-PALE = 40.0  # and an object's full colour by more than this
-CLEAN = 0.01  # a shape that leaves less than this share over needs no second look
-LITTLE = 0.003  # no shape's share is taken for less
-KNOWN = 0.85  # a shape that explains less than this is none that the world knows
-WHOLE = 0.9  # what a shape explains so well is not taken apart
-CROWD = 12  # nor is anything in a picture with more regions than this: it is none of this world
-ALIKE = np.eye(3, dtype=np.float32)  # the channels weighed alike,
+MIN_SIDE = 32  # pixels, below which shapes cannot be told apart
+MAX_SIDE = 96  # larger pictures are reduced to REDUCED_SIDE pixels, which show every detail of this world
+REDUCED_SIDE = 64
+BACKGROUND_TOL = 30.0  # distance in RGB (0 to 255) beyond which a pixel is not background
+MIN_CONTRAST = 40.0  # the same of an object's colour to the background's
+GOOD_RESIDUAL = 0.01  # a shape with less needs no second metric
+MIN_RESIDUAL = 0.003  # in products of residuals
+MIN_FIT = 0.85  # the share of its matte that a known shape explains at least
+GOOD_FIT = 0.9  # a region that is explained so well is not split
+MAX_REGIONS = 12  # in a picture with more, which is none of this world, no region is split
+EQUAL_WEIGHTS = np.eye(3, dtype=np.float32)  # the metric on RGB that weighs channels alike,
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-BRIGHTNESS = 3 * np.outer(LUMA, LUMA) + 0.02 * ALIKE  # or brightness before hue, which JPEG smears
+LUMA_WEIGHTS = 3 * np.outer(LUMA, LUMA) + 0.02 * EQUAL_WEIGHTS  # or brightness before hue, which JPEG subsamples
 
 
-class Thing(NamedTuple):
-    """One object. `fit` is the share of its matte that `shape` explains; `shape` is None where none explains enough."""
+class DetectedObject(NamedTuple):
+    """One object. `fit` is the share of its matte that `shape` explains; `shape` is None where no shape fits."""
 
     shape: str | None
     colour: str
@@ -47,43 +47,44 @@ class Thing(NamedTuple):
     fit: float
 
 
-class Seen(NamedTuple):
+class Detection(NamedTuple):
     """The colour of the background, and the objects from top to bottom."""
 
     background: str
-    objects: list[Thing]
+    objects: list[DetectedObject]
 
 
-def find(picture: Image.Image | np.ndarray) -> Seen:
+def find(picture: Image.Image | np.ndarray) -> Detection:
     """The background and the objects of a square picture: PIL of any mode, or uint8 (H, W, 3).
 
     LimnerError where the picture is not square, or smaller than 32 pixels.
     """
-    view = _look(_pixels(picture))
+    view = _view(_pixels(picture))
     regions = _regions(view)
     count = int(regions.max())
-    depth = 2 if count <= CROWD else 0
-    things = [thing for k in range(1, count + 1) for thing in _things(view, regions, k, depth)]
-    return Seen(_name(view.ground), sorted(things, key=lambda thing: (thing.y, thing.x)))
+    depth = 2 if count <= MAX_REGIONS else 0
+    objects = [obj for k in range(1, count + 1) for obj in _objects(view, regions, k, depth)]
+    return Detection(_colour_name(view.background), sorted(objects, key=lambda obj: (obj.y, obj.x)))
 
 
 def _pixels(picture: Image.Image | np.ndarray) -> np.ndarray:
-    """float32 (n, n, 3), 0 to 255, n at most MOST. Transparent pictures are seen on white."""
+    """float32 (n, n, 3), 0 to 255, n at most MAX_SIDE. Transparent pictures are composed on white."""
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
             raise LimnerError(f"expected a picture as uint8 (H, W, 3), got {picture.dtype} {picture.shape}")
         picture = Image.fromarray(picture)
     width, height = picture.size
-    if width != height or width < LEAST:
-        raise LimnerError(f"expected a square picture of at least {LEAST} x {LEAST} pixels, got {width} x {height}")
+    if width != height or width < MIN_SIDE:
+        limit = f"{MIN_SIDE} x {MIN_SIDE}"
+        raise LimnerError(f"expected a square picture of at least {limit} pixels, got {width} x {height}")
     if picture.mode.startswith("I;16"):
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     picture = picture.convert("RGB")
-    if width > MOST:
-        picture = picture.resize((REDUCED, REDUCED), Image.Resampling.BOX)
+    if width > MAX_SIDE:
+        picture = picture.resize((REDUCED_SIDE, REDUCED_SIDE), Image.Resampling.BOX)
     return np.asarray(picture, np.float32)
 
 
@@ -93,200 +94,203 @@ def _palette() -> np.ndarray:
 
 
 def _nearest(rgb: np.ndarray) -> np.ndarray:
-    """(..., 3) -> (...): the index of the nearest colour that has a name."""
+    """(..., 3) -> (...): the index of the nearest named colour."""
     return np.square(rgb[..., None, :] - _palette()).sum(-1).argmin(-1)
 
 
-def _name(rgb: np.ndarray) -> str:
+def _colour_name(rgb: np.ndarray) -> str:
     return tuple(COLOURS)[int(_nearest(rgb))]
 
 
 def _commonest(rgb: np.ndarray) -> np.ndarray:
-    """(m, 3) -> (k, 3): those pixels whose colour has the commonest name."""
+    """(m, 3) -> (k, 3): the pixels of the commonest named colour."""
     names = _nearest(rgb)
     return rgb[names == np.bincount(names).argmax()]
 
 
-# ---- where objects are
+# ---- segmentation
 
 
 class View(NamedTuple):
-    """A picture (n, n, 3), the same with its noise smoothed, and how far each pixel of that is `apart` from the ground.
+    """A picture (n, n, 3), the same smoothed where it is noisy, and the `contrast` (n, n) of that to the background.
 
-    `noise` is a standard deviation in one channel; less than `speck` pixels are no object.
+    `noise` is the standard deviation of a channel; regions of fewer than `min_area` pixels are no objects.
     """
 
     rgb: np.ndarray
     smooth: np.ndarray
-    ground: np.ndarray
+    background: np.ndarray
     noise: float
-    apart: np.ndarray
-    speck: float
+    contrast: np.ndarray
+    min_area: float
 
 
-def _look(rgb: np.ndarray) -> View:
+def _view(rgb: np.ndarray) -> View:
     from scipy import ndimage
 
-    edge = np.ones(rgb.shape[:2], bool)
-    edge[2:-2, 2:-2] = False
-    own = _commonest(rgb[edge])
-    ground = np.median(own, axis=0)
-    noise = 1.4826 * float(np.median(np.abs(own - ground)))
+    border = np.ones(rgb.shape[:2], bool)
+    border[2:-2, 2:-2] = False
+    own = _commonest(rgb[border])
+    background = np.median(own, axis=0)
+    noise = 1.4826 * float(np.median(np.abs(own - background)))
     smooth = ndimage.gaussian_filter(rgb, (0.7, 0.7, 0)) if noise > 4 else rgb
-    least = float(unit().area.min()) * (min(SIZES.values()) * len(rgb)) ** 2  # the smallest object's area
-    return View(rgb, smooth, ground, noise, np.sqrt(np.square(smooth - ground).sum(-1)), least / 4)
+    smallest = float(unit().area.min()) * (min(SIZES.values()) * len(rgb)) ** 2  # the smallest object's area
+    return View(rgb, smooth, background, noise, np.sqrt(np.square(smooth - background).sum(-1)), smallest / 4)
 
 
 def _regions(view: View) -> np.ndarray:
-    """(n, n) int: 1, 2 ... for the pixels that each object mostly covers, 0 for the others."""
-    regions = np.zeros(view.apart.shape, int)
-    for k, part in enumerate(_parts(view, view.apart > max(FAINT, 3 * view.noise), view.speck), 1):
+    """(n, n) int: 1, 2 ... where each candidate's opacity is over a half, 0 elsewhere."""
+    regions = np.zeros(view.contrast.shape, int)
+    foreground = view.contrast > max(BACKGROUND_TOL, 3 * view.noise)
+    for k, part in enumerate(_parts(view, foreground, view.min_area), 1):
         regions[part] = k
     return regions
 
 
-def _pieces(where: np.ndarray, speck: float) -> Iterator[np.ndarray]:
-    """The connected pieces of a mask, each as a mask, without the specks."""
+def _components(mask: np.ndarray, min_area: float) -> Iterator[np.ndarray]:
+    """The connected components of a mask, each as a mask, without those of fewer than `min_area` pixels."""
     from scipy import ndimage
 
-    labels, found = ndimage.label(where)
+    labels, found = ndimage.label(mask)
     areas = np.bincount(labels.ravel(), minlength=found + 1)
-    return (labels == k for k in range(1, found + 1) if areas[k] >= speck)
+    return (labels == k for k in range(1, found + 1) if areas[k] >= min_area)
 
 
-def _parts(view: View, where: np.ndarray, speck: float) -> Iterator[np.ndarray]:
-    """Masks of what is covered by half or more, each by its own colour; then of what else is left of it."""
+def _parts(view: View, mask: np.ndarray, min_area: float) -> Iterator[np.ndarray]:
+    """Masks of the pixels that an object covers by more than half; then the same of the rest of each component."""
     from scipy import ndimage
 
-    for piece in _pieces(where, speck):
-        full = _full(view, piece)
-        if np.linalg.norm(full - view.ground) < PALE:
+    for component in _components(mask, min_area):
+        colour = _full_colour(view, component)
+        if np.linalg.norm(colour - view.background) < MIN_CONTRAST:
             continue
-        covered = piece & (_matte(view.smooth, view.ground, full)[0] > 0.5)
-        parts = list(_pieces(covered, speck))
+        covered = component & (_matte(view.smooth, view.background, colour)[0] > 0.5)
+        parts = list(_components(covered, min_area))
         yield from parts
-        left = piece & ~ndimage.binary_dilation(covered, iterations=2)
-        if parts and left.any():
-            yield from _parts(view, left, 2 * view.speck)  # smaller ones are halos
+        rest = component & ~ndimage.binary_dilation(covered, iterations=2)
+        if parts and rest.any():
+            yield from _parts(view, rest, 2 * view.min_area)  # smaller ones are halos
 
 
-def _full(view: View, where: np.ndarray) -> np.ndarray:
-    """The colour (3,) of what the mask shows, away from the mixtures at its edge."""
-    apart = view.apart[where]
-    return np.median(_commonest(view.smooth[where][apart >= 0.75 * np.quantile(apart, 0.85)]), axis=0)
+def _full_colour(view: View, mask: np.ndarray) -> np.ndarray:
+    """The colour (3,) of the region's interior, where the contrast is high: its edge is mixed with the background."""
+    contrast = view.contrast[mask]
+    return np.median(_commonest(view.smooth[mask][contrast >= 0.75 * np.quantile(contrast, 0.85)]), axis=0)
 
 
-def _matte(rgb: np.ndarray, ground: np.ndarray, full: np.ndarray, metric: np.ndarray = ALIKE):
-    """How far each pixel (..., 3) is on the way from the ground to the full colour, 0 to 1 or a little beyond.
-
-    Also by how much that is off where each channel is off by 1.
+def _matte(rgb: np.ndarray, background: np.ndarray, colour: np.ndarray, metric: np.ndarray = EQUAL_WEIGHTS):
+    """The opacity of each pixel (..., 3), its projection on the line from background (0) to colour (1), clipped a
+    little beyond; and the standard deviation of the opacity for unit noise in each channel.
     """
-    way = metric @ (full - ground)
-    length = float(way @ (full - ground))
-    return np.clip((rgb - ground) @ (way / length), -0.25, 1.25), float(np.sqrt(way @ way)) / length
+    direction = metric @ (colour - background)
+    length = float(direction @ (colour - background))
+    matte = np.clip((rgb - background) @ (direction / length), -0.25, 1.25)
+    return matte, float(np.sqrt(direction @ direction)) / length
 
 
-# ---- what they are
+# ---- recognition
 
 
-def _things(view: View, regions: np.ndarray, k: int, depth: int) -> list[Thing]:
-    """What region k is: one object; or several, where that explains it better."""
-    whole = _thing(view, regions, k)
-    if whole is None or (whole.shape is None and np.count_nonzero(regions == k) < 2 * view.speck):
+def _objects(view: View, regions: np.ndarray, k: int, depth: int) -> list[DetectedObject]:
+    """The objects of region k: one; or several, where splitting it explains it better."""
+    single = _object(view, regions, k)
+    if single is None or (single.shape is None and np.count_nonzero(regions == k) < 2 * view.min_area):
         return []
-    if whole.fit >= WHOLE or depth == 0:
-        return [whole]
-    best, mark = [whole], max(KNOWN, whole.fit + 0.05)
-    for parts in (_by_colour(view, regions == k), _by_waist(view, regions == k)):
+    if single.fit >= GOOD_FIT or depth == 0:
+        return [single]
+    best, best_fit = [single], max(MIN_FIT, single.fit + 0.05)
+    for parts in (_split_by_colour(view, regions == k), _split_at_waist(view, regions == k)):
         if len(parts) < 2:
             continue
-        apart = np.where(regions == k, 0, regions)
+        split = np.where(regions == k, 0, regions)
         labels = range(int(regions.max()) + 1, int(regions.max()) + 1 + len(parts))
         for label, part in zip(labels, parts, strict=True):
-            apart[part] = label
-        things = [thing for label in labels for thing in _things(view, apart, label, depth - 1)]
-        if len(things) > 1 and (worst := min(thing.fit for thing in things)) > mark:
-            best, mark = things, worst
+            split[part] = label
+        objects = [obj for label in labels for obj in _objects(view, split, label, depth - 1)]
+        if len(objects) > 1 and (worst := min(obj.fit for obj in objects)) > best_fit:
+            best, best_fit = objects, worst
     return best
 
 
-def _by_colour(view: View, where: np.ndarray) -> list[np.ndarray]:
-    """The mask in pieces of a colour each."""
+def _split_by_colour(view: View, mask: np.ndarray) -> list[np.ndarray]:
+    """The region in parts of one named colour each."""
     from scipy import ndimage
 
-    inner = where & (view.apart >= 0.8 * ndimage.maximum_filter(view.apart, 3))
+    interior = mask & (view.contrast >= 0.8 * ndimage.maximum_filter(view.contrast, 3))
     names = _nearest(view.smooth)
-    counts = np.bincount(names[inner], minlength=len(COLOURS))
-    kept = np.flatnonzero(counts >= view.speck / 2)
+    counts = np.bincount(names[interior], minlength=len(COLOURS))
+    kept = np.flatnonzero(counts >= view.min_area / 2)
     if len(kept) < 2:
         return []
-    middles = np.array([np.median(view.smooth[inner & (names == name)], axis=0) for name in kept])
-    nearest = np.square(view.smooth[..., None, :] - middles).sum(-1).argmin(-1)
-    return [part for own in range(len(kept)) for part in _pieces(where & (nearest == own), view.speck)]
+    medians = np.array([np.median(view.smooth[interior & (names == name)], axis=0) for name in kept])
+    nearest = np.square(view.smooth[..., None, :] - medians).sum(-1).argmin(-1)
+    return [part for own in range(len(kept)) for part in _components(mask & (nearest == own), view.min_area)]
 
 
-def _by_waist(view: View, where: np.ndarray) -> list[np.ndarray]:
-    """The mask cut where it is thin."""
+def _split_at_waist(view: View, mask: np.ndarray) -> list[np.ndarray]:
+    """The region in parts that erosion separates, each pixel with the nearest."""
     from scipy import ndimage
 
-    core = where
+    core = mask
     for _ in range(3):
         core = ndimage.binary_erosion(core)
-        kernels = list(_pieces(core, max(2.0, view.speck / 4)))
+        kernels = list(_components(core, max(2.0, view.min_area / 4)))
         if len(kernels) > 1:
             distances = np.stack([ndimage.distance_transform_edt(~kernel) for kernel in kernels])
             nearest = distances.argmin(0)
-            return [where & (nearest == own) for own in range(len(kernels))]
+            return [mask & (nearest == own) for own in range(len(kernels))]
     return []
 
 
-def _thing(view: View, regions: np.ndarray, k: int) -> Thing | None:
-    """Region k as one object; None where it is too pale to be one, or has the name of the background's colour."""
+def _object(view: View, regions: np.ndarray, k: int) -> DetectedObject | None:
+    """Region k as one object; None where its contrast is too low, or its colour is named as the background's."""
     from scipy import ndimage
 
     side, own = len(regions), regions == k
-    full = _full(view, own)
-    if np.linalg.norm(full - view.ground) < PALE:
+    colour = _full_colour(view, own)
+    if np.linalg.norm(colour - view.background) < MIN_CONTRAST:
         return None
     rows, columns = np.flatnonzero(own.any(1)), np.flatnonzero(own.any(0))
     box = tuple(slice(max(int(at[0]) - 3, 0), int(at[-1]) + 4) for at in (rows, columns))
     others = ndimage.binary_dilation((regions[box] > 0) & ~own[box], iterations=2) & ~own[box]
     weight = np.where(others, 0, 1).astype(np.float32)
-    shape, best = _explain(view, box, weight, full)
-    known = best.over <= 1 - KNOWN
-    if known:
-        cover = best.cover * weight  # edges and thin limbs are mixtures: this is the colour that they are mixed of
-        full = view.ground + np.einsum("yx,yxc", cover, view.rgb[box] - view.ground) / (cover * best.cover).sum()
-    if _name(full) == _name(view.ground):
+    shape, best = _best_shape(view, box, weight, colour)
+    known = best.residual <= 1 - MIN_FIT
+    if known:  # edges and thin limbs are mixtures: the colour that they are mixed of, by least squares
+        cover = best.cover * weight
+        mixture = np.einsum("yx,yxc", cover, view.rgb[box] - view.background)
+        colour = view.background + mixture / (cover * best.cover).sum()
+    if _colour_name(colour) == _colour_name(view.background):
         return None
     x, y, radius = best.x / side, best.y / side, best.radius / side
-    return Thing(shape if known else None, _name(full), _size(radius), x, y, radius, _place(x, y), 1 - best.over)
+    name = shape if known else None
+    return DetectedObject(name, _colour_name(colour), _size(radius), x, y, radius, _place(x, y), 1 - best.residual)
 
 
-def _explain(view: View, box: tuple[slice, ...], weight: np.ndarray, full: np.ndarray) -> tuple[str, Fit]:
-    """The shape that explains best what is in the box, and its pose; what the noise leaves over is forgiven.
+def _best_shape(view: View, box: tuple[slice, ...], weight: np.ndarray, colour: np.ndarray) -> tuple[str, Fit]:
+    """The shape that fits the window best, and its fit, its residual less the part that noise accounts for.
 
-    Where no shape fits well, hue and brightness are looked at apart, and what speaks for a shape is multiplied.
+    Where no shape fits well, the matte of the second metric is fitted too, and the residuals are multiplied.
     """
     y, x = (np.arange(len(view.rgb), dtype=np.float32)[cut] + 0.5 for cut in box)
     odds = np.ones(len(SHAPES))
     best: dict[str, Fit] = {}
-    for metric in (ALIKE, BRIGHTNESS):
-        matte, off = _matte(view.rgb[box], view.ground, full, metric)
-        noise = (view.noise * off) ** 2 * float(weight.sum() / (weight * matte**2).sum())
-        fits, overs = fit(Patch(matte, weight, x, y))
-        odds = odds * np.maximum(overs - noise, LITTLE)
+    for metric in (EQUAL_WEIGHTS, LUMA_WEIGHTS):
+        matte, gain = _matte(view.rgb[box], view.background, colour, metric)
+        noise = (view.noise * gain) ** 2 * float(weight.sum() / (weight * matte**2).sum())
+        fits, residuals = fit(Patch(matte, weight, x, y))
+        odds = odds * np.maximum(residuals - noise, MIN_RESIDUAL)
         for name, each in fits.items():
-            each = each._replace(over=max(each.over - noise, 0.0))
-            best[name] = min(best.get(name, each), each, key=lambda one: one.over)
-        shape = min(best, key=lambda name: odds[SHAPES.index(name)] * _oddness(best[name].radius / len(view.rgb)))
-        if best[shape].over < CLEAN:
+            each = each._replace(residual=max(each.residual - noise, 0.0))
+            best[name] = min(best.get(name, each), each, key=lambda one: one.residual)
+        shape = min(best, key=lambda name: odds[SHAPES.index(name)] * _size_penalty(best[name].radius / len(view.rgb)))
+        if best[shape].residual < GOOD_RESIDUAL:
             break
     return shape, best[shape]
 
 
-def _oddness(radius: float) -> float:
-    """1 for a radius that this world knows, more beyond: a tiny ring and a small disc may look alike when blurred."""
+def _size_penalty(radius: float) -> float:
+    """1 for a radius of this world, more beyond: a tiny ring and a small disc may look alike when blurred."""
     low, *_, high = SIZES.values()
     beyond = max(math.log(low / radius), math.log(radius / high)) - 0.06
     return 1 + (max(beyond, 0.0) / 0.1) ** 2

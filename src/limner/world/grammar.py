@@ -1,14 +1,13 @@
-"""Scenes in words, and words back into scenes.
+"""From scenes to sentences and back.
 
-`caption` says all that a scene claims, in one of many ways; `parse` reads such sentences, and others like them, back:
-`parse(caption(scene, random)) == scene`.
+`caption` draws one of the many sentences that state a scene; `parse` inverts it, for these sentences and others like
+them: `parse(caption(scene, random)) == scene`.
 """
 
 import re
 from difflib import get_close_matches
 from random import Random
 
-from limner.data.captions import article
 from limner.errors import LimnerError
 from limner.world.lexicon import (
     ANY_SHAPE,
@@ -20,6 +19,7 @@ from limner.world.lexicon import (
     SHAPE_WORDS,
     SIZE_WORDS,
     Word,
+    article,
     lexicon,
     plural,
 )  # fmt: skip
@@ -32,15 +32,15 @@ LIMITS = (
 
 
 class NotUnderstood(LimnerError):
-    """A prompt that is not a sentence of this world; the model may paint it, but nobody here can judge it."""
+    """A prompt outside the grammar: a model may paint it, but it cannot be graded."""
 
 
 # ---- from scenes to words
 
 
-def _pick(words: tuple[str, ...], random: Random, plain: float = 0.6) -> str:
-    """The plain word, or one of its synonyms."""
-    return words[0] if len(words) == 1 or random.random() < plain else random.choice(words[1:])
+def _pick(words: tuple[str, ...], random: Random, canonical: float = 0.6) -> str:
+    """The canonical word, the first, with that probability; else one of its synonyms."""
+    return words[0] if len(words) == 1 or random.random() < canonical else random.choice(words[1:])
 
 
 def _noun_phrase(group: Group, random: Random) -> str:
@@ -50,8 +50,8 @@ def _noun_phrase(group: Group, random: Random) -> str:
     before, after = [size, colour], ""
     way = random.random()
     if way < 0.06 and (size or colour):
-        said = " and ".join(filter(None, random.sample([size, colour], 2)))
-        before, after = [], f" that {'is' if group.count == 1 else 'are'} {said}"
+        both = " and ".join(filter(None, random.sample([size, colour], 2)))
+        before, after = [], f" that {'is' if group.count == 1 else 'are'} {both}"
     elif way < 0.1 and size:
         before, after = [colour], f" of {size} size"
     elif way < 0.14 and colour:
@@ -73,53 +73,53 @@ def _placed(group: Group, random: Random) -> str:
 
 
 def caption(scene: Scene, random: Random) -> str:
-    """One of the many sentences that say what `scene` claims, and nothing else."""
+    """One of the many sentences that state the specified attributes of `scene`, and no others."""
     if scene.relation is None:
-        said = random.choice((" and ", ", ", " and ", " with ")).join(_placed(group, random) for group in scene.groups)
+        text = random.choice((" and ", ", ", " and ", " with ")).join(_placed(group, random) for group in scene.groups)
     else:
         first, second = (_noun_phrase(group, random) for group in scene.groups)
         relation = _pick(RELATION_WORDS[scene.relation], random)
         way = random.random()
         if way < 0.75:
-            said = f"{first} {relation} {second}"
+            text = f"{first} {relation} {second}"
         elif way < 0.85:
-            said = f"{first} {'is' if scene.groups[0].count == 1 else 'are'} {relation} {second}"
+            text = f"{first} {'is' if scene.groups[0].count == 1 else 'are'} {relation} {second}"
         elif way < 0.93:
-            said = f"{relation} {second} there {'is' if scene.groups[0].count == 1 else 'are'} {first}"
+            text = f"{relation} {second} there {'is' if scene.groups[0].count == 1 else 'are'} {first}"
         else:
-            said = f"{second} with {first} {relation} {'it' if scene.groups[1].count == 1 else 'them'}"
+            text = f"{second} with {first} {relation} {'it' if scene.groups[1].count == 1 else 'them'}"
     opened = random.random() < 0.2
     if scene.background is not None:
         colour = _pick(COLOUR_WORDS[scene.background], random, 0.8)
         ground = f"{article(colour)} {colour} background"
         way = random.random()
         if way < 0.1 and not opened:
-            return f"on {ground}, {said}"
-        said += f" {_pick(('on', 'against'), random, 0.8)} {ground}" if way < 0.85 else f" on {colour}"
-    return f"{_pick(OPENINGS, random)} {said}" if opened else said
+            return f"on {ground}, {text}"
+        text += f" {_pick(('on', 'against'), random, 0.8)} {ground}" if way < 0.85 else f" on {colour}"
+    return f"{_pick(OPENINGS, random)} {text}" if opened else text
 
 
 # ---- from words to scenes
 
 
-def read_words(prompt: str) -> list[Word]:
-    """The phrases of a prompt, longest first. NotUnderstood names the first word that is not known."""
+def split_phrases(prompt: str) -> list[Word]:
+    """The phrases of a prompt, by longest match, without fillers. NotUnderstood names the first unknown word."""
     words = re.findall(r"[\w']+|,", re.sub(r"[-_]", " ", prompt.lower()))
-    known, read, at = lexicon(), [], 0
+    known, phrases, at = lexicon(), [], 0
     while at < len(words):
         for length in range(min(5, len(words) - at), 0, -1):
             word = known.get(tuple(words[at : at + length]))
             if word is not None:
-                read.append(word._replace(text=" ".join(words[at : at + length])))
+                phrases.append(word._replace(text=" ".join(words[at : at + length])))
                 at += length
                 break
         else:
-            raise NotUnderstood(f"{_stranger(words[at])} This world knows {LIMITS}")
-    return [word for word in read if word.kind != "filler"]
+            raise NotUnderstood(f"{_unknown_word(words[at])} This world knows {LIMITS}")
+    return [word for word in phrases if word.kind != "filler"]
 
 
-def _stranger(word: str) -> str:
-    """What to say of a word that is not known, or not known by itself: with its nearest, or where it is known."""
+def _unknown_word(word: str) -> str:
+    """The message for a word that is unknown (with the nearest known), or known only as part of a phrase."""
     parts = {part: " ".join(phrase) for phrase in reversed(lexicon()) for part in phrase}  # the first phrase stays
     if word in parts:
         return f"{word!r} is understood only as in {parts[word]!r}."
@@ -128,15 +128,15 @@ def _stranger(word: str) -> str:
 
 
 def parse(prompt: str) -> Scene:
-    """The scene a prompt asks for. NotUnderstood where it is not a sentence of this world, or an impossible one."""
-    return _Reader(prompt).scene()
+    """The scene that a prompt states. NotUnderstood where it is no sentence of the grammar, or an impossible scene."""
+    return _Parser(prompt).scene()
 
 
-class _Reader:
+class _Parser:
     """Recursive descent over the words of one prompt."""
 
     def __init__(self, prompt: str) -> None:
-        self.prompt, self.words, self.at = prompt, read_words(prompt), 0
+        self.prompt, self.words, self.at = prompt, split_phrases(prompt), 0
         self.background: str | None = None
 
     def kind(self, ahead: int = 0) -> str:
@@ -150,15 +150,15 @@ class _Reader:
         self.at += 1
         return self.words[self.at - 1]
 
-    def need(self, kind: str, wanted: str) -> Word:
+    def need(self, kind: str, expected: str) -> Word:
         word = self.take(kind)
-        return word if word is not None else self.fail(wanted)
+        return word if word is not None else self.fail(expected)
 
-    def fail(self, wanted: str):
+    def fail(self, expected: str):
         if self.kind() == "too many":
             raise NotUnderstood(f"{self.words[self.at].text!r} is too many: a scene has one to four objects")
         found = f"before {self.words[self.at].text!r}" if self.at < len(self.words) else "at the end"
-        raise NotUnderstood(f"expected {wanted} {found} of {self.prompt!r}. This world knows {LIMITS}")
+        raise NotUnderstood(f"expected {expected} {found} of {self.prompt!r}. This world knows {LIMITS}")
 
     def scene(self) -> Scene:
         self.ground()
@@ -202,7 +202,7 @@ class _Reader:
         return (first, second), None
 
     def ground(self) -> bool:
-        """on a blue background, against blue, on blue; or nothing. Whether an "and" was read after it."""
+        """on a blue background, against blue, on blue; or nothing. Whether an "and" follows."""
         start = self.at
         self.take("and")
         if self.take("on", "in colour"):
@@ -221,43 +221,45 @@ class _Reader:
         self.take("and")
         self.take("there is")
         number = self.take("number")
-        said: dict[str, str | None] = {}
+        attributes: dict[str, str | None] = {}
         while word := self.take("size", "colour"):
-            self.note(said, word)
+            self.note(attributes, word)
         noun = self.take("shape", "shapes") or self.fail("a shape")
         if noun.kind == "shapes" and (number is None or number.value == 1):
             raise NotUnderstood(f"say how many {noun.text}: one to four")
-        self.described(said)
+        self.described(attributes)
         self.take("is")
         after = self.take("place")
         if place and after:
             raise NotUnderstood(f"{self.prompt!r} puts one object in two places")
         spot, count = place or after, int(number.value or 1) if number else 1
-        return Group(noun.value, said.get("colour"), said.get("size"), count, spot.value if spot else None)  # type: ignore[arg-type]
+        colour, size = attributes.get("colour"), attributes.get("size")
+        return Group(noun.value, colour, size, count, spot.value if spot else None)  # type: ignore[arg-type]
 
-    def described(self, said: dict[str, str | None]) -> None:
-        """What follows the noun: that is small and red, of small size, coloured red."""
+    def described(self, attributes: dict[str, str | None]) -> None:
+        """The attributes after the noun: that is small and red, of small size, coloured red."""
         if self.take("that is"):
             while word := self.take("size", "colour"):
-                self.note(said, word)
+                self.note(attributes, word)
                 if self.kind() == "and" and self.kind(1) in ("size", "colour") and not self.starts_group(1):
                     self.take("and")
         elif self.take("of size"):
             first = self.take("size itself")  # of size small, of small size
-            self.note(said, self.need("size", "a size"))
+            self.note(attributes, self.need("size", "a size"))
             if first is None:
                 self.need("size itself", "'size'")
         elif self.kind() == "in colour" and self.kind(1) == "colour" and self.kind(2) != "background":
             self.at += 1
-            self.note(said, self.need("colour", "a colour"))
+            self.note(attributes, self.need("colour", "a colour"))
 
     def starts_group(self, ahead: int) -> bool:
-        """Whether adjectives and then a noun come next: another group, not more to say of this one."""
+        """Whether adjectives and then a noun come next: another group, not more attributes of this one."""
         while self.kind(ahead) in ("size", "colour"):
             ahead += 1
         return self.kind(ahead) in ("shape", "shapes")
 
-    def note(self, said: dict[str, str | None], word: Word) -> None:
-        if word.kind in said:
-            raise NotUnderstood(f"{self.prompt!r} gives one object two {word.kind}s: {said[word.kind]}, {word.value}")
-        said[word.kind] = None if word.value is None else str(word.value)
+    def note(self, attributes: dict[str, str | None], word: Word) -> None:
+        if word.kind in attributes:
+            both = f"{attributes[word.kind]}, {word.value}"
+            raise NotUnderstood(f"{self.prompt!r} gives one object two {word.kind}s: {both}")
+        attributes[word.kind] = None if word.value is None else str(word.value)

@@ -1,4 +1,4 @@
-"""The words of the world: for each meaning its words, the first being the plain one."""
+"""The words of the world: for each value its words, the canonical one first; articles and plurals."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -66,11 +66,21 @@ assert {*RELATION_WORDS} == {*RELATIONS} and {*PLACE_WORDS} == {*PLACES}
 
 
 class Word(NamedTuple):
-    """A word or phrase read: what kind it is, what it means, and how it was written."""
+    """A word or phrase of a prompt: its kind, its value, and its spelling there."""
 
     kind: str
     value: str | int | None = None
     text: str = ""
+
+
+def article(word: str) -> str:
+    """a or an, by sound as far as the spelling tells: an owl, an 8; a one, a unicorn."""
+    sounds_like_a_consonant = word.lower().startswith(("one", "uni", "use", "eu", "ew"))
+    return (
+        "an"
+        if word.lower().startswith((*"aeiou8", "11", "18", "hour", "x-ray", "x ray")) and not sounds_like_a_consonant
+        else "a"
+    )
 
 
 def plural(noun: str) -> str:
@@ -82,7 +92,7 @@ def plural(noun: str) -> str:
 
 @lru_cache(maxsize=1)
 def lexicon() -> dict[tuple[str, ...], Word]:
-    """Every phrase the grammar knows, as a tuple of lower-case words -> what it means."""
+    """Every phrase that the grammar knows: a tuple of lower-case words -> its kind and value."""
     known: dict[tuple[str, ...], Word] = {}
 
     def add(kind: str, value: str | int | None, *phrases: str) -> None:

@@ -1,4 +1,4 @@
-"""Scenes painted: objects get a place, a radius, a turn and a shade, no two alike, and are drawn in batches.
+"""Rendering: `layout` draws each object's position, radius, angle and shade at random; `draw` rasterises in batches.
 
 Units: positions and radii are shares of the picture's side, y downwards.
 """
@@ -14,14 +14,14 @@ from limner.errors import LimnerError
 from limner.world import shapes
 from limner.world.scene import COLOURS, PLACES, RELATIONS, SHAPES, SIZES, Group, Scene
 
-GAP = 0.05  # least space between two objects
-APART = 0.03  # least space, along its axis, between the two sides of a relation
-SHADE = 12  # colours vary by so much in each channel, of 255
-WOBBLE = 0.045  # an object strays so far from the middle of its place
+MIN_GAP = 0.05  # between two objects
+MIN_SEPARATION = 0.03  # of the two sides of a relation, along its axis
+SHADE_RANGE = 12  # largest deviation of a channel from its named colour, of 255
+PLACE_JITTER = 0.045  # largest deviation of an object from the centre of its place, in x and in y
 
 
 class Object(NamedTuple):
-    """One object, ready to be drawn. `angle` in radians."""
+    """One object with its geometry and colour. `angle` in radians, clockwise."""
 
     shape: str
     x: float
@@ -32,14 +32,14 @@ class Object(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """A picture, ready to be drawn."""
+    """What determines a picture: objects and background colour."""
 
     objects: list[Object]
     background: tuple[float, float, float]
 
 
 def layout(scene: Scene, random: Random) -> Layout:
-    """Where and how each object of a whole scene is drawn, group after group."""
+    """The objects of a complete scene, group after group, with all that the scene leaves open drawn at random."""
     members = [group for group in scene.groups for _ in range(group.count)]
     radii = [SIZES[group.size or "medium"] * random.uniform(0.94, 1.06) for group in members]
     spots = _spots(scene, members, radii, random)
@@ -53,12 +53,12 @@ def layout(scene: Scene, random: Random) -> Layout:
 
 
 def _shade(colour: str, random: Random) -> tuple[float, float, float]:
-    red, green, blue = (min(255, max(0, c + random.uniform(-SHADE, SHADE))) for c in COLOURS[colour])
+    red, green, blue = (min(255, max(0, c + random.uniform(-SHADE_RANGE, SHADE_RANGE))) for c in COLOURS[colour])
     return red, green, blue
 
 
 def _spots(scene: Scene, members: list[Group], radii: list[float], random: Random) -> list[tuple[float, float]]:
-    """The middles of the objects: tried at random, and, where that is too tight, on a grid of two by two."""
+    """The centres of the objects, by rejection sampling; every third proposal is on a grid, for tight scenes."""
     placed = any(group.place for group in members)
     for attempt in range(300):
         if attempt % 3 < 2 or placed or len(members) == 1:
@@ -71,14 +71,16 @@ def _spots(scene: Scene, members: list[Group], radii: list[float], random: Rando
 
 
 def _scattered(scene: Scene, members: list[Group], radii: list[float], random: Random) -> list[tuple[float, float]]:
-    """Each near its place, or anywhere; the groups of a relation on either side of a line drawn at random."""
+    """Each centre near its place, or anywhere; the groups of a relation on either side of a random line."""
     dx, dy = RELATIONS.get(scene.relation or "", (0, 0))
     line = random.uniform(0.3, 0.7)
     spots = []
     for k, (group, radius) in enumerate(zip(members, radii, strict=True)):
         if group.place is not None:
             x, y = PLACES[group.place]
-            spots.append((x + random.uniform(-WOBBLE, WOBBLE), y + random.uniform(-WOBBLE, WOBBLE)))
+            spots.append(
+                (x + random.uniform(-PLACE_JITTER, PLACE_JITTER), y + random.uniform(-PLACE_JITTER, PLACE_JITTER))
+            )
             continue
         low, high = radius * 1.1 + 0.01, 0.99 - radius * 1.1
         side = 1 if k < scene.groups[0].count else -1  # -1: beyond the line, along the relation's axis
@@ -92,7 +94,7 @@ def _on_grid(scene: Scene, members: list[Group], random: Random) -> list[tuple[f
     dx, dy = RELATIONS.get(scene.relation or "", (0, 0))
     spots = []
     for group, (x, y) in zip(members, corners, strict=True):
-        if group.count == 1 and len(members) > 2:  # a single one stands opposite the middle of the others
+        if group.count == 1 and len(members) > 2:  # a single object is centred opposite the others
             x, y = (0.5 if dy else x), (0.5 if dx else y)
         spots.append((x + random.uniform(-0.01, 0.01), y + random.uniform(-0.01, 0.01)))
     return spots
@@ -101,14 +103,14 @@ def _on_grid(scene: Scene, members: list[Group], random: Random) -> list[tuple[f
 def _clear(spots: Sequence[tuple[float, float]], radii: Sequence[float]) -> bool:
     for i in range(len(spots)):
         for j in range(i):
-            apart = 1.08 * (radii[i] + radii[j]) + GAP
+            apart = 1.08 * (radii[i] + radii[j]) + MIN_GAP
             if (spots[i][0] - spots[j][0]) ** 2 + (spots[i][1] - spots[j][1]) ** 2 < apart * apart:
                 return False
     return True
 
 
 def _related(scene: Scene, spots: Sequence[tuple[float, float]], radii: Sequence[float]) -> bool:
-    """Whether the first group stands clearly in the relation to the second: along its axis, and not across it."""
+    """Whether the relation holds with a margin: the groups apart along its axis, and little displaced across it."""
     assert scene.relation is not None
     dx, dy = RELATIONS[scene.relation]
     n = scene.groups[0].count
@@ -118,20 +120,20 @@ def _related(scene: Scene, spots: Sequence[tuple[float, float]], radii: Sequence
     space -= max(a + r for a, r in zip(along[:n], radii[:n], strict=True))
     far = sum(along[n:]) / len(along[n:]) - sum(along[:n]) / n
     aside = abs(sum(across[n:]) / len(across[n:]) - sum(across[:n]) / n)
-    return space > APART and aside < 0.55 * far
+    return space > MIN_SEPARATION and aside < 0.55 * far
 
 
 def draw(layouts: Sequence[Layout], size: int) -> np.ndarray:
-    """The pictures, anti-aliased: uint8 (B, size, size, 3)."""
+    """The pictures of layouts, anti-aliased: uint8 (B, size, size, 3)."""
     margin = _window(max(SIZES.values()) * 1.06, size)
-    side = size + 2 * margin  # so that no window is cut
+    side = size + 2 * margin  # so that no window is clipped
     pictures = np.empty((len(layouts), side, side, 3), np.float32)
     pictures[:] = np.array([each.background for each in layouts], np.float32)[:, None, None]
-    # Drawn together: objects in a window of one size, each in a picture of its own.
+    # One batch: objects whose windows have the same size, at most one of each picture.
     batches: dict[tuple[int, int], list[tuple[int, Object]]] = {}
     for row, each in enumerate(layouts):
-        for slot, thing in enumerate(each.objects):
-            batches.setdefault((slot, _window(thing.radius, size)), []).append((row, thing))
+        for slot, obj in enumerate(each.objects):
+            batches.setdefault((slot, _window(obj.radius, size)), []).append((row, obj))
     for (_, window), members in sorted(batches.items()):
         _blend(pictures, margin, size, window, members)
     inner = pictures[:, margin : margin + size, margin : margin + size]
@@ -139,30 +141,30 @@ def draw(layouts: Sequence[Layout], size: int) -> np.ndarray:
 
 
 def _window(radius: float, size: int) -> int:
-    """Side in pixels of a square that holds an object wherever its middle falls, rounded up to few distinct values."""
+    """Side in pixels of a square that contains an object, rounded up to few distinct values."""
     step = max(4, size // 16)
     return math.ceil((2 * shapes.REACH * radius * size + 2) / step) * step
 
 
 def _blend(pictures: np.ndarray, margin: int, size: int, window: int, members: list[tuple[int, Object]]) -> None:
     rows = np.array([row for row, _ in members])
-    shape = np.array([SHAPES.index(thing.shape) for _, thing in members], np.int32)[:, None, None]
-    x, y, radius, angle = np.array([thing[1:5] for _, thing in members], np.float32).T
+    shape = np.array([SHAPES.index(obj.shape) for _, obj in members], np.int32)[:, None, None]
+    x, y, radius, angle = np.array([obj[1:5] for _, obj in members], np.float32).T
     left, top = (np.floor(c * size - window / 2).astype(np.int32) for c in (x, y))
     pixels = radius * size
     grid = np.arange(window)
     dx = (grid + np.float32(0.5) + (left - x * size)[:, None]) / pixels[:, None]  # (b, window)
     dy = (grid + np.float32(0.5) + (top - y * size)[:, None]) / pixels[:, None]
     cos, sin = np.cos(angle)[:, None, None], np.sin(angle)[:, None, None]
-    u = cos * dx[:, None, :] + sin * dy[:, :, None]  # turned back by the object's angle
+    u = cos * dx[:, None, :] + sin * dy[:, :, None]  # rotated back by the object's angle
     v = cos * dy[:, :, None] - sin * dx[:, None, :]
     cover = shapes.coverage(shape, u, v, pixels[:, None, None])[..., None]  # (b, window, window, 1)
     where = (rows[:, None, None], (top[:, None] + margin + grid)[:, :, None], (left[:, None] + margin + grid)[:, None])
     under = pictures[where]
-    rgb = np.array([thing.rgb for _, thing in members], np.float32)[:, None, None]
+    rgb = np.array([obj.rgb for _, obj in members], np.float32)[:, None, None]
     pictures[where] = under + cover * (rgb - under)
 
 
 def render(scenes: Sequence[Scene], size: int, seeds: Sequence[int]) -> np.ndarray:
-    """Whole scenes -> pictures, uint8 (B, size, size, 3); one seed a picture decides all that is left open."""
+    """Complete scenes -> pictures, uint8 (B, size, size, 3); the seed of each determines its layout."""
     return draw([layout(scene, Random(seed)) for scene, seed in zip(scenes, seeds, strict=True)], size)

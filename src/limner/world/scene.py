@@ -1,7 +1,8 @@
 """Scenes: a background and one to four objects, in one group ("three blue circles") or two.
 
-A claim that is None is not made: "a red star" says nothing of size, place or background. `complete` fills in what is
-left open, so that a scene can be painted, and `random_scene` draws whole ones. Pure Python; `random.Random` draws.
+An attribute that is None is unspecified: "a red star" leaves size, place and background open. `complete` draws the
+unspecified attributes, so that a scene can be rendered; `random_scene` draws complete scenes. Pure Python, all draws
+by `random.Random`.
 """
 
 import math
@@ -35,9 +36,9 @@ PLACES = {  # where an object's middle is, (x, y) as shares of the picture, y do
 }
 RELATIONS = {"above": (0, 1), "below": (0, -1), "left of": (1, 0), "right of": (-1, 0)}  # (x, y) from first to second
 OPPOSITE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
-MOST = 4  # objects in a picture
+MAX_OBJECTS = 4  # in a picture
 
-# What training never sees, so that obeying it is composition and not memory. A relation is held out both ways round.
+# Left out of training, so that obeying it is composition and not memory. A relation is held out both ways round.
 HELD_OUT_PAIRS = frozenset(
     {("star", "purple"), ("heart", "green"), ("circle", "brown"), ("square", "pink"), ("triangle", "white"),
      ("diamond", "red"), ("cross", "yellow"), ("ring", "blue"), ("crescent", "black")}
@@ -51,7 +52,7 @@ HELD_OUT_RELATIONS = frozenset(
 
 @dataclass(frozen=True)
 class Group:
-    """Some objects alike. `place` is for a single object only."""
+    """Objects with the same attributes. Only a single object has a `place`."""
 
     shape: str | None = None
     colour: str | None = None
@@ -62,7 +63,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Scene:
-    """One or two groups, the first standing in `relation` to the second. LimnerError where it cannot be painted."""
+    """One or two groups, the first in `relation` to the second. LimnerError where the scene cannot be rendered."""
 
     groups: tuple[Group, ...]
     relation: str | None = None
@@ -77,7 +78,7 @@ def _problems(scene: Scene) -> Iterator[str]:
     groups, total = scene.groups, sum(group.count for group in scene.groups)
     if not 1 <= len(groups) <= 2:
         yield f"a scene has one or two kinds of objects, not {len(groups)}"
-    if total > MOST or any(group.count < 1 for group in groups):
+    if total > MAX_OBJECTS or any(group.count < 1 for group in groups):
         yield f"a scene has one to four objects, not {total}"
     if scene.relation is not None and len(groups) != 2:
         yield f"{scene.relation!r} needs two kinds of objects"
@@ -99,13 +100,13 @@ def _problems(scene: Scene) -> Iterator[str]:
         yield f"a {scene.background} object cannot be seen on a {scene.background} background"
 
 
-def is_whole(scene: Scene) -> bool:
-    """Whether every claim is made that can be: the scene may be painted as it is."""
+def is_complete(scene: Scene) -> bool:
+    """Whether shape, colour and size of every group and the background are specified, as rendering needs."""
     return scene.background is not None and all(g.shape and g.colour and g.size for g in scene.groups)
 
 
 def held_out(scene: Scene) -> list[str]:
-    """What of the scene training never sees, in words; empty for a scene that may be trained on."""
+    """The held-out pairs, counts and relations in the scene, in words; empty for a scene that may be trained on."""
     found = [f"{g.colour} {g.shape}" for g in scene.groups if (g.shape, g.colour) in HELD_OUT_PAIRS]
     found += [f"{g.count} of {g.shape}" for g in scene.groups if (g.shape, g.count) in HELD_OUT_COUNTS]
     if scene.relation is not None:
@@ -116,8 +117,8 @@ def held_out(scene: Scene) -> list[str]:
 
 
 def complete(scene: Scene, random: Random) -> Scene:
-    """`scene` with every open claim drawn at random. The choice never makes a scene that training should not see."""
-    if is_whole(scene) and (scene.relation or all(g.place or g.count > 1 for g in scene.groups)):
+    """`scene` with every unspecified attribute drawn at random. The draws add nothing that is held out."""
+    if is_complete(scene) and (scene.relation or all(g.place or g.count > 1 for g in scene.groups)):
         return scene
     for _ in range(1000):
         try:
@@ -159,7 +160,7 @@ KINDS = {"one": 0.3, "count": 0.15, "relation": 0.4, "places": 0.15}
 
 
 def random_scene(random: Random, kind: str | None = None) -> Scene:
-    """A whole scene that training may see: one object, two to four alike, two groups in a relation, or two places."""
+    """A complete scene for training: one object, two to four alike, two groups in a relation, or two places."""
     kind = kind or random.choices(tuple(KINDS), tuple(KINDS.values()))[0]
     while held_out(scene := _open(kind, random)):
         pass
@@ -167,7 +168,7 @@ def random_scene(random: Random, kind: str | None = None) -> Scene:
 
 
 def random_held_out(random: Random, kind: str) -> Scene:
-    """A whole scene of that kind with a pair, a count or a relation that training never sees."""
+    """A complete scene of that kind with a held-out pair, count or relation."""
     ways = ["pair"] + ["count"] * (kind == "count") + ["relation"] * (kind == "relation")
     while True:
         scene = _open(kind, random)
@@ -191,11 +192,11 @@ def random_held_out(random: Random, kind: str) -> Scene:
 
 
 def _open(kind: str, random: Random) -> Scene:
-    """A scene of that kind in which nothing is said but the numbers and the relation."""
+    """A scene of that kind with counts and relation drawn, of two groups shapes and colours too; the rest is open."""
     shapes = random.sample(SHAPES, 2) if random.random() < 0.8 else [random.choice(SHAPES)] * 2
     colours = random.sample(tuple(COLOURS), 2)
     if kind in ("one", "count"):
-        return Scene((Group(count=1 if kind == "one" else random.randint(2, MOST)),))
+        return Scene((Group(count=1 if kind == "one" else random.randint(2, MAX_OBJECTS)),))
     first, second = (Group(shape, colour) for shape, colour in zip(shapes, colours, strict=True))
     if kind == "places":
         return Scene((first, second))
@@ -205,13 +206,13 @@ def _open(kind: str, random: Random) -> Scene:
 
 
 def partial(scene: Scene, random: Random, share: float = 0.6) -> Scene:
-    """The scene with some claims left unsaid: each size, place and background is kept with probability `share`."""
+    """The scene with attributes removed: each size, place and background is kept with probability `share`."""
 
     def keep(value: str | None) -> str | None:
         return value if random.random() < share else None
 
-    said = tuple(replace(group, size=keep(group.size), place=keep(group.place)) for group in scene.groups)
+    groups = tuple(replace(group, size=keep(group.size), place=keep(group.place)) for group in scene.groups)
     try:
-        return Scene(said, scene.relation, keep(scene.background))
-    except LimnerError:  # two groups that differ in size alone need it said
+        return Scene(groups, scene.relation, keep(scene.background))
+    except LimnerError:  # two groups that differ in size alone need it
         return scene

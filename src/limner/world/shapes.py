@@ -1,4 +1,4 @@
-"""The shapes, each a signed distance to its outline: closed forms, sampled once into tables that the renderer reads."""
+"""The shapes as signed distances to their outlines: closed forms, sampled once into tables for interpolation."""
 
 from functools import lru_cache
 
@@ -10,7 +10,7 @@ REACH = 1.3  # tables cover [-REACH, REACH] in units of the object's radius
 CELLS = 129  # samples along each side of a table
 TURNS = {"circle": 0, "square": 8, "triangle": 10, "star": 18, "heart": 12, "diamond": 8, "cross": 12, "ring": 0,
          "crescent": 18}  # fmt: skip
-"""Degrees that a shape may be turned to either side and still be itself."""
+"""Largest rotation of a shape to either side, in degrees: beyond it a square is a diamond."""
 
 
 def polygon(points: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -68,10 +68,10 @@ def tables() -> np.ndarray:
 
 
 def coverage(shape: np.ndarray, x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """How much of a pixel the shape covers, 0 to 1, anti-aliased over one pixel.
+    """The share of a pixel that the shape covers, 0 to 1, anti-aliased over one pixel.
 
-    `shape` indexes SHAPES; x and y are the pixel's middle from the object's, in units of the radius and already turned
-    back; `radius` in pixels. All broadcast together, which gives the shape of the result.
+    `shape` indexes SHAPES; x and y are the pixel's centre in the object's frame (from its centre, rotated back, in
+    units of the radius); `radius` in pixels. The arguments broadcast together to the shape of the result.
     """
     table = tables()
     scale = (CELLS - 1) / (2 * REACH)
