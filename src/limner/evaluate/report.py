@@ -1,6 +1,5 @@
 """Evaluation of a model: prompts are painted and graded; shares by kind of scene and by claim, with intervals."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,14 +105,12 @@ def _to_dict(verdict: Verdict | None) -> dict[str, Any]:
     return {"obeyed": verdict.obeyed, "said": verdict.describe(), "wrong": wrong}
 
 
-def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(right: int, n: int) -> tuple[float, float]:
     """The 95% confidence interval of a share (Wilson 1927): of use near 0 and 1, where the normal one is not."""
-    if not n:
-        return 0.0, 1.0
-    share, square = right / n, z * z / n
-    middle = share + square / 2
-    reach = z * math.sqrt(share * (1 - share) / n + square / (4 * n))
-    return max(0.0, (middle - reach) / (1 + square)), min(1.0, (middle + reach) / (1 + square))
+    from scipy.stats import binomtest  # here, since it takes a second
+
+    interval = binomtest(right, n).proportion_ci(method="wilson")
+    return interval.low, interval.high
 
 
 def percent(right: int, n: int, interval: bool = False) -> str:
