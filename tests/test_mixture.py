@@ -51,7 +51,7 @@ def test_each_part_has_its_share(mixed):
 
 @pytest.mark.parametrize("weights", [(0.5, 0.3, 0.2), (0.01, 0.98, 0.01), (1 / 3, 1 / 3, 1 / 3)])
 def test_three_parts_of_very_different_lengths(weights):
-    """The share is the weight's, not the length's; first and last picture of every part come, and are told apart."""
+    """The share is the weight's, not the length's; the first and last picture of every part come."""
     parts = [World(2), World(700, seed=1), World(3, seed=2)]
     mixture, n = Mixture(parts, weights), 6000
     where = [mixture.at(mixture.index_at(position, 0)) for position in range(n)]
@@ -72,7 +72,7 @@ def test_the_order_depends_on_position_and_seed_alone(mixed):
 
 @pytest.mark.parametrize("size, channels", [(16, 3), (32, 1)])
 def test_every_picture_comes_from_its_part(mixed, size, channels):
-    """Pixels, captions, names and indices are those of the part alone, in the order asked for."""
+    """Pixels, captions, names and indices are those of the part alone, in the order given."""
     indices = [ENDLESS + 3, 7, ENDLESS, 123_456_789_012, ENDLESS + 9, 7]
     images, found, broken = mixed.load(indices, size, channels)
     assert found == indices and broken == [] and images.dtype == torch.uint8
@@ -99,27 +99,27 @@ def test_a_stand_in_is_of_the_same_part(tmp_path):
     names = ["one/020.png", "two/100.png", "two/110.png", "two/130.png", "two/100.png", "two/110.png"]
     assert [name.removeprefix(f"{tmp_path}/") for name in broken] == names
     batch = Batches(mixture, 32, 8, 3).batch(0)
-    said = [int(caption.split()[1]) for caption in batch["captions"]]
-    assert batch["images"][:, 0, 0, 0].tolist() == said and {0, 10, 120} == set(said)
+    shades = [int(caption.split()[1]) for caption in batch["captions"]]
+    assert batch["images"][:, 0, 0, 0].tolist() == shades and {0, 10, 120} == set(shades)
 
 
 def test_processes_share_the_batch_of_one(mixed):
     """The shares of three processes, side by side, are the batch of one, flips and captions included."""
-    whole = Batches(mixed, 24, 16, 3, seed=3, flip=True).batch(4)
+    single = Batches(mixed, 24, 16, 3, seed=3, flip=True).batch(4)
     shares = [Batches(mixed, 24, 16, 3, seed=3, flip=True, rank=rank, world=3).batch(4) for rank in range(3)]
     for key in ("images", "indices"):
-        assert torch.equal(torch.cat([share[key] for share in shares]), whole[key])
-    assert [caption for share in shares for caption in share["captions"]] == whole["captions"]
-    assert whole["labels"] is None and len(set(whole["indices"].tolist())) > 12
-    assert torch.equal(Batches(mixed, 24, 16, 3, seed=3, flip=True).batch(4)["images"], whole["images"])
-    for index, said in zip(whole["indices"].tolist(), whole["captions"], strict=True):
-        assert said.split()[1] == str(10 * (index - ENDLESS)) if index >= ENDLESS else parse(said)
+        assert torch.equal(torch.cat([share[key] for share in shares]), single[key])
+    assert [caption for share in shares for caption in share["captions"]] == single["captions"]
+    assert single["labels"] is None and len(set(single["indices"].tolist())) > 12
+    assert torch.equal(Batches(mixed, 24, 16, 3, seed=3, flip=True).batch(4)["images"], single["images"])
+    for index, caption in zip(single["indices"].tolist(), single["captions"], strict=True):
+        assert caption.split()[1] == str(10 * (index - ENDLESS)) if index >= ENDLESS else parse(caption)
 
 
 def test_a_tokenizer_sees_the_captions_of_all_parts(mixed):
     """Those of the world and those of the folder."""
-    said = mixed.all_captions()
-    assert said == World().all_captions() + [f"{word} {k}" for k in range(0, 100, 10) for word in ("grey", "shade")]
+    captions = mixed.all_captions()
+    assert captions == World().all_captions() + [f"{word} {k}" for k in range(0, 100, 10) for word in ("grey", "shade")]
 
 
 def test_options_reach_each_part(tmp_path):

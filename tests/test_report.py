@@ -42,7 +42,7 @@ STRANGE = "a photograph of my cat"
 
 
 class Painter:
-    """A pipeline that paints each prompt truly, but where it is told to paint another scene."""
+    """A pipeline that paints each prompt truly, or another in its place."""
 
     name, size = "painter", 64
 
@@ -95,7 +95,7 @@ def test_wilson_intervals_solve_their_equation(right, n):
 
 
 def test_shares_are_written_with_one_decimal():
-    """Newcombe (1998): 81 of 263 is 30.8%, from 25.5 to 36.6; of nothing nothing is said."""
+    """Newcombe (1998): 81 of 263 is 30.8%, from 25.5 to 36.6; of none a dash."""
     assert percent(81, 263, interval=True) == "30.8% (25.5-36.6)" and percent(81, 263) == "30.8%"
     assert percent(0, 0, interval=True) == percent(0, 0) == "–"
     assert percent(20, 20, interval=True) == "100.0% (83.9-100.0)"
@@ -109,7 +109,7 @@ def test_the_table_counts_prompts_and_claims(graded):
     header, *rows = graded[1].table()
     assert header == ["prompts", "n", "obeyed", *CLAIMS]
     assert CLAIMS == ("shape", "colour", "size", "count", "place", "relation", "background")
-    # 6 prompts with 7 groups: each shape, colour and number is said, 6 sizes, 3 places, 1 relation, 5 backgrounds
+    # 6 prompts with 7 groups: each has shape, colour and count; 6 sizes, 3 places, 1 relation, 5 backgrounds
     seen = ["seen", "6", "16.7% (3.0-56.4)", "85.7%", "85.7%", "100.0%", "85.7%", "66.7%", "0.0%", "100.0%"]
     out = ["held-out", "3", "33.3% (6.1-79.2)", "100.0%", "100.0%", "66.7%", "100.0%", "100.0%", "–", "50.0%"]
     assert rows == [seen, out]
@@ -258,7 +258,7 @@ def test_sets_that_are_not_there(tmp_path):
 
 
 def test_evaluate_grade_prints_and_writes_the_report(tmp_path, monkeypatch, capsys):
-    """The model is loaded as asked, painted with the settings given; the table, each verdict, JSON and the sheet."""
+    """The model is loaded by name, painted with the settings given; the table, each verdict, JSON and the sheet."""
     painter, loaded = Painter({"a red square": "a large red circle on white"}), []
     monkeypatch.setattr(
         "limner.pipeline.Pipeline.from_pretrained", lambda name, **kwargs: loaded.append((name, kwargs)) or painter
@@ -271,10 +271,10 @@ def test_evaluate_grade_prints_and_writes_the_report(tmp_path, monkeypatch, caps
     assert loaded == [("mine", {"device": "cpu"})]
     ((painted, seed, settings),) = painter.calls
     assert painted == ["a large purple star", STRANGE, "a red square"] and seed == 4 and settings["steps"] == 7
-    told = capsys.readouterr().out
-    assert "a large purple star: obeyed" in told and f"{STRANGE}: cannot be judged" in told
-    assert "a red square: wanted a red square, found a red circle" in told and "never" not in told
-    assert "painter: 3 prompts" in told and "100.0% (20.7-100.0)" in told and "0.0% (0.0-79.3)" in told
+    printed = capsys.readouterr().out
+    assert "a large purple star: obeyed" in printed and f"{STRANGE}: cannot be judged" in printed
+    assert "a red square: wanted a red square, found a red circle" in printed and "never" not in printed
+    assert "painter: 3 prompts" in printed and "100.0% (20.7-100.0)" in printed and "0.0% (0.0-79.3)" in printed
     report = json.loads((out / "grade.json").read_text())
     assert [each["obeyed"] for each in report["prompts"]] == [True, None, False]
     assert report["settings"]["steps"] == 7 and report["settings"]["seed"] == 4 and "shift" not in report["settings"]
@@ -285,7 +285,7 @@ def test_evaluate_grade_prints_and_writes_the_report(tmp_path, monkeypatch, caps
 
 
 def test_data_world_writes_a_folder(tmp_path, capsys):
-    """Five pictures of the size asked for, those of the seed, with their captions."""
+    """Five pictures of that size and seed, with their captions."""
     out = tmp_path / "world"
     main(["data", "world", "--count", "5", "--out", str(out), "--size", "48", "--seed", "2"])
     assert capsys.readouterr().out == f"{out}: 5 pictures, metadata.jsonl\n"
@@ -323,9 +323,9 @@ def test_bad_input_is_one_line_and_status_2(capsys, tmp_path: Path, arguments, m
     (tmp_path / "bytes.txt").write_bytes(b"caf\xe9")
     with pytest.raises(SystemExit) as stopped:
         main([argument.replace("OUT", str(tmp_path)) for argument in arguments])
-    said = capsys.readouterr()
-    assert stopped.value.code == 2 and said.out == ""
-    assert said.err.startswith("limner: ") and said.err.count("\n") == 1 and message in said.err
+    printed = capsys.readouterr()
+    assert stopped.value.code == 2 and printed.out == ""
+    assert printed.err.startswith("limner: ") and printed.err.count("\n") == 1 and message in printed.err
     assert [file.name for file in tmp_path.iterdir()] == ["bytes.txt"]
 
 
@@ -338,5 +338,5 @@ def test_options_that_do_not_exist_end_with_status_2(capsys):
     ]:
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
-        said = capsys.readouterr()
-        assert stopped.value.code == 2 and message in said.err and "Traceback" not in said.err
+        printed = capsys.readouterr()
+        assert stopped.value.code == 2 and message in printed.err and "Traceback" not in printed.err

@@ -357,11 +357,11 @@ def test_a_batch_depends_on_its_step_alone():
 
 
 def test_processes_share_the_batch_of_one():
-    whole = Batches(numbered_pictures(10), 6, 4, 1, flip=True).batch(1)
+    single = Batches(numbered_pictures(10), 6, 4, 1, flip=True).batch(1)
     parts = [Batches(numbered_pictures(10), 6, 4, 1, flip=True, rank=rank, world=3).batch(1) for rank in range(3)]
-    assert torch.equal(torch.cat([part["images"] for part in parts]), whole["images"])
-    assert torch.equal(torch.cat([part["indices"] for part in parts]), whole["indices"])
-    assert [caption for part in parts for caption in part["captions"]] == whole["captions"]
+    assert torch.equal(torch.cat([part["images"] for part in parts]), single["images"])
+    assert torch.equal(torch.cat([part["indices"] for part in parts]), single["indices"])
+    assert [caption for part in parts for caption in part["captions"]] == single["captions"]
     with pytest.raises(LimnerError, match="a batch of 7 cannot be shared by 3 processes"):
         Batches(numbered_pictures(10), 7, 4, 1, world=3)
     with pytest.raises(LimnerError, match="seed of the data order is -1"):
@@ -392,9 +392,9 @@ def test_a_broken_picture_is_replaced_by_the_next_and_counted():
     with pytest.raises(LimnerError, match="numbers, row 3 cannot be read as a picture: "):
         pictures.image(3)
     batch = Batches(pictures, 10, 4, 1).batch(0)
-    wanted = [{3: 5, 4: 5, 9: 0}.get(index, index) for index in epoch_order(10, 0, 0).tolist()]
-    assert batch["indices"].tolist() == batch["images"][:, 0, 0, 0].tolist() == wanted
-    assert [int(caption.split()[0]) for caption in batch["captions"]] == wanted
+    expected = [{3: 5, 4: 5, 9: 0}.get(index, index) for index in epoch_order(10, 0, 0).tolist()]
+    assert batch["indices"].tolist() == batch["images"][:, 0, 0, 0].tolist() == expected
+    assert [int(caption.split()[0]) for caption in batch["captions"]] == expected
     assert set(batch["broken"]) == {f"numbers, row {row}" for row in (3, 4, 9)}
     BrokenCount(10, 0.3).add(batch)
     with pytest.raises(LimnerError, match="3 pictures cannot be read, more than the share 0.2 .*: numbers, row"):

@@ -1,4 +1,4 @@
-"""The captioned world: what may be asked, how it is painted, and how it is said and read again."""
+"""The captioned world: its scenes, their pictures, captions and prompts, and the world as training data."""
 
 import json
 import math
@@ -59,7 +59,7 @@ def complete_scenes(n: int, seed: int = 0) -> list[Scene]:
 
 
 def open_scenes(n: int, seed: int = 0):
-    """`n` scenes of every form that is allowed, each claim made or left open by chance."""
+    """`n` scenes of every form that is allowed, each attribute specified or left open by chance."""
     random = Random(seed)
 
     def some(values, share=0.5):
@@ -81,25 +81,25 @@ def open_scenes(n: int, seed: int = 0):
 
 
 def facts(scene: Scene) -> set[tuple]:
-    """What the scene shows of all that is held out, each relation told as above or left of."""
+    """What the scene shows of all that is held out, each relation as above or left of."""
     shown = {(g.shape, g.colour) for g in scene.groups} & HELD_OUT_PAIRS
     shown |= {(g.shape, g.count) for g in scene.groups} & HELD_OUT_COUNTS
     if scene.relation:
         first, second = (g.shape for g in scene.groups)
-        told = {
+        canonical = {
             "above": (first, "above", second), "below": (second, "above", first),
             "left of": (first, "left of", second), "right of": (second, "left of", first),
         }  # fmt: skip
-        shown |= {told[scene.relation]} & HELD_OUT_RELATIONS
+        shown |= {canonical[scene.relation]} & HELD_OUT_RELATIONS
     return shown
 
 
-def keeps(whole: Scene, claimed: Scene) -> bool:
-    """Whether `whole` says all that `claimed` says, and is otherwise built alike."""
-    pairs = [(whole.background, claimed.background), (whole.relation, claimed.relation)]
-    for a, b in zip(whole.groups, claimed.groups, strict=True):
+def keeps(complete_scene: Scene, claimed: Scene) -> bool:
+    """Whether `complete_scene` has all attributes of `claimed`, and the same structure."""
+    pairs = [(complete_scene.background, claimed.background), (complete_scene.relation, claimed.relation)]
+    for a, b in zip(complete_scene.groups, claimed.groups, strict=True):
         pairs += [(a.shape, b.shape), (a.colour, b.colour), (a.size, b.size), (a.place, b.place), (b.count, a.count)]
-    return whole.relation == claimed.relation and all(b is None or a == b for a, b in pairs)
+    return complete_scene.relation == claimed.relation and all(b is None or a == b for a, b in pairs)
 
 
 def members(scene: Scene) -> list[Group]:
@@ -141,7 +141,7 @@ def members(scene: Scene) -> list[Group]:
     ],
 )  # fmt: skip
 def test_what_cannot_be_painted_is_refused_and_its_neighbour_is_not(refused, allowed, message):
-    """Each rule refuses a scene, saying why, and lets a scene pass that differs in the one thing it speaks of."""
+    """Each rule refuses a scene, saying why, and lets a scene pass that differs in that alone."""
     with pytest.raises(LimnerError, match=message):
         Scene(*refused)
     Scene(*allowed)
@@ -150,12 +150,12 @@ def test_what_cannot_be_painted_is_refused_and_its_neighbour_is_not(refused, all
 @pytest.mark.parametrize("first, relation, second", sorted(HELD_OUT_RELATIONS))
 def test_a_relation_is_held_out_both_ways_round(first, relation, second):
     """star above circle = circle below star; circle above star and star left of circle are other relations."""
-    said = [f"{first} {relation} {second}"]
-    assert held_out(Scene((Group(first), Group(second)), relation)) == said
-    assert held_out(Scene((Group(second), Group(first)), OPPOSITE[relation])) == said
+    fact = [f"{first} {relation} {second}"]
+    assert held_out(Scene((Group(first), Group(second)), relation)) == fact
+    assert held_out(Scene((Group(second), Group(first)), OPPOSITE[relation])) == fact
     for other in set(RELATIONS) - {relation}:
         scene = Scene((Group(first), Group(second)), other)
-        assert bool(held_out(scene)) == bool(facts(scene)) and said[0] not in held_out(scene)
+        assert bool(held_out(scene)) == bool(facts(scene)) and fact[0] not in held_out(scene)
 
 
 def test_held_out_names_each_fact():
@@ -169,7 +169,7 @@ def test_held_out_names_each_fact():
 
 
 def test_complete_keeps_every_claim_and_adds_nothing_held_out():
-    """Whatever is said still holds once the rest is filled in; what training never sees comes only if asked for."""
+    """Every attribute is kept once the rest is drawn, and nothing held out is added."""
     random, added = Random(1), Counter()
     for scene in open_scenes(3000):
         try:
@@ -197,33 +197,33 @@ def test_complete_says_when_nothing_fits(monkeypatch):
 
 def test_random_scenes_are_of_every_kind_and_never_held_out():
     """6000 scenes show no held-out fact, and every other shape, pair, size, place, relation, count and background."""
-    random, kinds, seen = Random(2), Counter(), Counter()
+    random, kinds, found = Random(2), Counter(), Counter()
     for _ in range(6000):
         scene = random_scene(random)
         assert is_complete(scene) and not facts(scene) and not held_out(scene)
         counts = [g.count for g in scene.groups]
         kinds["relation" if scene.relation else {1: "one" if counts == [1] else "count", 2: "places"}[len(counts)]] += 1
-        seen.update((g.shape, g.colour) for g in scene.groups)
-        seen.update((g.shape, g.count) for g in scene.groups)
-        seen.update([scene.background, scene.relation, (scene.relation, *counts)])
-        seen.update(value for g in scene.groups for value in (g.size, g.place))
+        found.update((g.shape, g.colour) for g in scene.groups)
+        found.update((g.shape, g.count) for g in scene.groups)
+        found.update([scene.background, scene.relation, (scene.relation, *counts)])
+        found.update(value for g in scene.groups for value in (g.size, g.place))
     for kind, share in KINDS.items():
         assert abs(kinds[kind] - 6000 * share) < 4 * math.sqrt(6000 * share * (1 - share))
-    assert set(product(SHAPES, COLOURS)) - set(seen) == HELD_OUT_PAIRS
-    assert set(product(SHAPES, range(1, 5))) - set(seen) == HELD_OUT_COUNTS
+    assert set(product(SHAPES, COLOURS)) - set(found) == HELD_OUT_PAIRS
+    assert set(product(SHAPES, range(1, 5))) - set(found) == HELD_OUT_COUNTS
     numbers = ((1, 1), (1, 2), (2, 1), (2, 2), (1, 3), (3, 1))
-    wanted = {*SIZES, *PLACES, *RELATIONS, *COLOURS, *((r, *n) for r in RELATIONS for n in numbers)}
-    assert wanted <= set(seen)
+    expected = {*SIZES, *PLACES, *RELATIONS, *COLOURS, *((r, *n) for r in RELATIONS for n in numbers)}
+    assert expected <= set(found)
 
 
 def test_relations_that_training_may_see_are_all_seen():
     """Every ordered pair of shapes stands in every relation, but for those held out."""
-    random, seen = Random(3), set()
+    random, found = Random(3), set()
     for _ in range(8000):
         scene = random_scene(random, "relation")
-        seen.add((scene.groups[0].shape, scene.relation, scene.groups[1].shape))
+        found.add((scene.groups[0].shape, scene.relation, scene.groups[1].shape))
     hidden = HELD_OUT_RELATIONS | {(b, OPPOSITE[r], a) for a, r, b in HELD_OUT_RELATIONS}
-    assert set(product(SHAPES, RELATIONS, SHAPES)) - seen == hidden
+    assert set(product(SHAPES, RELATIONS, SHAPES)) - found == hidden
 
 
 def test_random_held_out_scenes_always_are_and_cover_all_that_is():
@@ -231,16 +231,16 @@ def test_random_held_out_scenes_always_are_and_cover_all_that_is():
     random = Random(4)
     forms = {"one": [1], "places": [1, 1]}
     for kind in KINDS:
-        seen, ways = set(), []
+        found, ways = set(), []
         for _ in range(1200):
             scene = random_held_out(random, kind)
             assert is_complete(scene) and facts(scene) and held_out(scene)
             counts = [g.count for g in scene.groups]
             assert counts == forms.get(kind, counts) and len(counts) == (2 if kind in ("relation", "places") else 1)
             assert bool(scene.relation) == (kind == "relation") and (kind != "count" or counts[0] > 1)
-            seen |= facts(scene)
+            found |= facts(scene)
             ways.append((scene.groups[0].shape, scene.relation, scene.groups[-1].shape))
-        assert seen >= HELD_OUT_PAIRS and (kind != "count" or seen >= HELD_OUT_COUNTS)
+        assert found >= HELD_OUT_PAIRS and (kind != "count" or found >= HELD_OUT_COUNTS)
         if kind == "relation":
             turned = {(b, OPPOSITE[r], a) for a, r, b in HELD_OUT_RELATIONS}
             assert set(ways) >= HELD_OUT_RELATIONS | turned
@@ -293,9 +293,9 @@ def test_signed_distances_are_their_closed_forms():
         "crescent": (r < 1.05) & (np.hypot(x - 0.48, y) > 0.82),
         "triangle": (y < 0.79) & (s * x - (y - 0.2) < 1.18) & (-s * x - (y - 0.2) < 1.18),
     }
-    for shape, wanted in inside.items():
+    for shape, expected in inside.items():
         sure = np.abs(tables[shape]) > 1e-3
-        assert np.array_equal((tables[shape] < 0)[sure], wanted[sure]) and 0.1 < wanted.mean() < 0.6
+        assert np.array_equal((tables[shape] < 0)[sure], expected[sure]) and 0.1 < expected.mean() < 0.6
 
 
 def test_polygon_distance_equals_brute_force():
@@ -340,8 +340,8 @@ def test_the_painted_area_is_the_shapes_own(shape, size, bound):
     random = Random(f"{shape} {size}")
     for radius in SIZES.values():
         x, y, turn = random.uniform(0.4, 0.6), random.uniform(0.4, 0.6), math.radians(shapes.TURNS[shape])
-        thing = Object(shape, x, y, radius, random.uniform(-turn, turn), (255, 255, 255))
-        picture = draw([Layout([thing], (0, 0, 0))], size)[0, ..., 0]
+        obj = Object(shape, x, y, radius, random.uniform(-turn, turn), (255, 255, 255))
+        picture = draw([Layout([obj], (0, 0, 0))], size)[0, ..., 0]
         assert picture.sum(dtype=float) / 255 == pytest.approx(area(shape) * (radius * size) ** 2, rel=bound)
 
 
@@ -360,9 +360,9 @@ def test_an_object_is_where_the_layout_says(shape):
         x, y, radius, angle = (random.uniform(*ends) for ends in ((0.3, 0.7), (0.3, 0.7), (0.1, 0.19), (-0.3, 0.3)))
         weight = draw([Layout([Object(shape, x, y, radius, angle, (255, 255, 255))], (0, 0, 0))], 64)[0, ..., 0] / 255
         u, v = (radius * c for c in CENTROIDS[shape])
-        wanted = (x + u * math.cos(angle) - v * math.sin(angle), y + u * math.sin(angle) + v * math.cos(angle))
+        expected = (x + u * math.cos(angle) - v * math.sin(angle), y + u * math.sin(angle) + v * math.cos(angle))
         found = ((weight * columns).sum() / weight.sum(), (weight * rows).sum() / weight.sum())
-        assert math.dist(found, wanted) < 0.1 / 64
+        assert math.dist(found, expected) < 0.1 / 64
 
 
 def test_a_turn_goes_clockwise_to_the_eye():
@@ -400,14 +400,14 @@ def test_layouts_obey_their_scenes():
     for seed, scene in enumerate(complete_scenes(3000, seed=7)):
         objects, background = layout(scene, Random(seed))
         assert all(abs(a - b) <= SHADE_RANGE for a, b in zip(background, COLOURS[scene.background], strict=True))
-        for group, thing in zip(members(scene), objects, strict=True):
-            assert thing.shape == group.shape and 0.94 <= thing.radius / SIZES[group.size] <= 1.06
-            assert abs(thing.angle) <= math.radians(shapes.TURNS[thing.shape])
-            assert all(abs(a - b) <= SHADE_RANGE for a, b in zip(thing.rgb, COLOURS[group.colour], strict=True))
-            assert thing.radius <= min(thing.x, thing.y) and max(thing.x, thing.y) <= 1 - thing.radius
+        for group, obj in zip(members(scene), objects, strict=True):
+            assert obj.shape == group.shape and 0.94 <= obj.radius / SIZES[group.size] <= 1.06
+            assert abs(obj.angle) <= math.radians(shapes.TURNS[obj.shape])
+            assert all(abs(a - b) <= SHADE_RANGE for a, b in zip(obj.rgb, COLOURS[group.colour], strict=True))
+            assert obj.radius <= min(obj.x, obj.y) and max(obj.x, obj.y) <= 1 - obj.radius
             if group.place:
                 x, y = PLACES[group.place]
-                assert max(abs(thing.x - x), abs(thing.y - y)) <= PLACE_JITTER + 1e-9, (scene, objects)
+                assert max(abs(obj.x - x), abs(obj.y - y)) <= PLACE_JITTER + 1e-9, (scene, objects)
         for a, b in combinations(objects, 2):
             assert math.dist(a[1:3], b[1:3]) >= 1.08 * (a.radius + b.radius) + MIN_GAP - 1e-9
         if scene.relation:
@@ -424,11 +424,11 @@ def test_layouts_obey_their_scenes():
 def test_objects_are_whole_and_do_not_overlap():
     """Painted alone on a wider canvas: no pixel is covered twice, and next to nothing lies beyond the frame."""
     for seed, scene in enumerate(complete_scenes(500, seed=8)):
-        things = [
+        singles = [
             Layout([o._replace(x=(o.x + 1) / 3, y=(o.y + 1) / 3, radius=o.radius / 3, rgb=(255,) * 3)], (0, 0, 0))
             for o in layout(scene, Random(seed)).objects
         ]
-        cover = draw(things, 96)[..., 0] / 255
+        cover = draw(singles, 96)[..., 0] / 255
         assert cover.sum(0).max() <= 1 + 1e-6
         assert (cover[:, 32:64, 32:64].sum((1, 2)) / cover.sum((1, 2))).min() > 0.98
 
@@ -489,12 +489,12 @@ def test_the_middle_pixel_has_the_objects_colour(shape):
     for seed, (colour, ground) in enumerate(product(COLOURS, ("white", "green"))):
         if colour != ground:
             scene = Scene((Group(shape, colour, "large", 1, "centre"),), None, ground)
-            made = layout(scene, Random(seed))
-            picture = draw([made], 64)[0].astype(float)
-            x, y = (int(c * 64) for c in made.objects[0][1:3])
-            wanted = COLOURS[ground if hollow else colour]
-            assert np.abs(picture[y, x] - wanted).max() <= SHADE_RANGE + 0.5
-            assert np.abs(picture[y, x] - (made.background if hollow else made.objects[0].rgb)).max() <= 0.51
+            drawn = layout(scene, Random(seed))
+            picture = draw([drawn], 64)[0].astype(float)
+            x, y = (int(c * 64) for c in drawn.objects[0][1:3])
+            expected = COLOURS[ground if hollow else colour]
+            assert np.abs(picture[y, x] - expected).max() <= SHADE_RANGE + 0.5
+            assert np.abs(picture[y, x] - (drawn.background if hollow else drawn.objects[0].rgb)).max() <= 0.51
             assert np.abs(picture[0, 0] - COLOURS[ground]).max() <= SHADE_RANGE + 0.5
 
 
@@ -518,12 +518,12 @@ def test_every_word_has_one_meaning():
 
 def test_captions_are_read_back_as_they_were_meant():
     """parse(caption(scene)) == scene for 10,000 scenes with varied shares of claims; every word is used."""
-    random, said = Random(6), []
+    random, sentences = Random(6), []
     for k, scene in enumerate(complete_scenes(10_000)):
         claimed = partial(scene, random, (0.0, 0.3, 0.6, 0.9, 1.0)[k % 5])
-        said.append(caption(claimed, random))
-        assert parse(said[-1]) == claimed, said[-1]
-    text = " ".join(f" {sentence.replace(',', ' ,')} " for sentence in said)
+        sentences.append(caption(claimed, random))
+        assert parse(sentences[-1]) == claimed, sentences[-1]
+    text = " ".join(f" {sentence.replace(',', ' ,')} " for sentence in sentences)
     tables = (words.SHAPE_WORDS, words.COLOUR_WORDS, words.SIZE_WORDS, words.NUMBER_WORDS, words.RELATION_WORDS,
               words.PLACE_WORDS)  # fmt: skip
     for table in tables:
@@ -535,8 +535,8 @@ def test_captions_of_open_scenes_are_read_back():
     """So are those of scenes that leave shape or colour open: "two objects above a red thing"."""
     random = Random(7)
     for scene in open_scenes(3000, seed=1):
-        said = caption(scene, random)
-        assert parse(said) == scene, said
+        sentence = caption(scene, random)
+        assert parse(sentence) == scene, sentence
 
 
 def test_one_scene_is_said_in_many_ways():
@@ -545,8 +545,8 @@ def test_one_scene_is_said_in_many_ways():
     full = Scene((Group("star", "red", "small"), Group("circle", "blue", "large", 2)), "above", "grey")
     assert len({caption(full, random) for _ in range(1000)}) > 900
     bare = Scene((Group("star", "red"),))
-    said = {caption(bare, random) for _ in range(1000)}
-    assert 20 < len(said) < 200 and "a red star" in said and "an image of a star that is red" in said
+    sentences = {caption(bare, random) for _ in range(1000)}
+    assert 20 < len(sentences) < 200 and "a red star" in sentences and "an image of a star that is red" in sentences
 
 
 STAR, RING = Group("star"), Group("ring")
@@ -678,17 +678,17 @@ def test_no_words_break_the_reader():
     likely = ["a", "two", "red", "small", "star", "rings", "above", "on", "background", "and", "with", "it", "of",
               "size", "that is", "on the left", "in"]  # fmt: skip
     for _ in range(20_000):
-        said = " ".join(
+        sentence = " ".join(
             random.choice(likely if random.random() < 0.8 else phrases) for _ in range(random.randint(1, 8))
         )
         try:
-            scene = parse(said)
+            scene = parse(sentence)
         except NotUnderstood:
             continue
         understood += 1
         for group in scene.groups:
             assert {group.shape, group.colour, group.size, group.place} <= {*SHAPES, *COLOURS, *SIZES, *PLACES, None}
-        assert parse(caption(scene, random)) == scene, said
+        assert parse(caption(scene, random)) == scene, sentence
     assert understood > 200
     for noise in ("\0", "★", "a star\n\non blue", "'", "--", "," * 1000, "a " * 3000, "1e9 stars", "٣ stars", "²"):
         try:
@@ -702,7 +702,7 @@ def test_no_words_break_the_reader():
 
 
 def test_a_world_is_drawn_from_its_seed_alone():
-    """The same picture, scene and caption whenever asked for; other seeds and splits, and any two pictures, differ."""
+    """The same picture, scene and caption each time; other seeds and splits, and any two pictures, differ."""
     world, again = World(1000, seed=3), World(1000, seed=3)
     for k in (999, 0, 17):
         assert world.scene(k) == again.scene(k)
@@ -755,7 +755,7 @@ def test_captions_of_a_world_say_nothing_that_is_not_so():
 
 @pytest.mark.parametrize("kind, out", [(kind, out) for kind in KINDS for out in (False, True)])
 def test_prompts_are_of_their_kind_and_fresh(kind, out):
-    """They parse to scenes of the kind, held out or not as asked for; hardly any was ever said in training."""
+    """They parse to scenes of the kind, held out or not; hardly any is among the training captions."""
     pairs = prompts(kind, 150, out)
     fresh, scenes = zip(*pairs, strict=True)
     assert pairs == prompts(kind, 150, out) and len(set(pairs) & set(prompts(kind, 150, out, seed=1))) < 30
@@ -789,11 +789,11 @@ def test_a_written_folder_is_read_back(tmp_path, monkeypatch):
     assert [row["text"] for row in rows] == world.all_captions()
     pictures = open_source(Source(path=str(folder)))
     assert pictures.captions == [[row["text"]] for row in rows]
-    wanted = pictures_at(2, range(130), 32)
-    assert np.array_equal(pictures.load(range(130), 32, 3).images.permute(0, 2, 3, 1).numpy(), wanted)
+    expected = pictures_at(2, range(130), 32)
+    assert np.array_equal(pictures.load(range(130), 32, 3).images.permute(0, 2, 3, 1).numpy(), expected)
     table = datasets.load_dataset("imagefolder", data_dir=str(folder), split="train")
     assert table["text"][:] == [row["text"] for row in rows]
-    assert all(np.array_equal(np.asarray(table[k]["image"]), wanted[k]) for k in (0, 77, 129))
+    assert all(np.array_equal(np.asarray(table[k]["image"]), expected[k]) for k in (0, 77, 129))
     with pytest.raises(LimnerError, match="is not empty; choose another --out"):
         write_folder(folder, 1, 32, seed=0)
     assert len(list(folder.iterdir())) == 131

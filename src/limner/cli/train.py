@@ -16,7 +16,7 @@ def run(arguments: list[str]) -> None:
 
     from limner.train.recipe import AutoencoderRecipe, load_recipe
 
-    chosen, told = load_recipe(arguments[0])
+    chosen, header = load_recipe(arguments[0])
 
     @dataclass(frozen=True)
     class Arguments:
@@ -25,7 +25,11 @@ def run(arguments: list[str]) -> None:
         """Go on with "latest" in the output folder, or with a checkpoint folder."""
 
     args = tyro.cli(
-        Arguments, args=arguments[1:], default=Arguments(chosen), prog=f"limner train {arguments[0]}", description=told
+        Arguments,
+        args=arguments[1:],
+        default=Arguments(chosen),
+        prog=f"limner train {arguments[0]}",
+        description=header,
     )
     try:
         from limner.train.loop import Stopped, train

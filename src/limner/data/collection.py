@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Loaded(NamedTuple):
-    """Pictures as tensors, and their indices: those asked for, but for unreadable ones."""
+    """Pictures as tensors, and their indices, which differ from those requested where a picture is unreadable."""
 
     images: "Tensor"  # uint8 (B, C, H, W)
     indices: list[int]

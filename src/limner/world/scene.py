@@ -28,7 +28,7 @@ COLOURS = {
     "grey": (140, 140, 145),
 }
 SIZES = {"small": 0.095, "medium": 0.135, "large": 0.185}  # radius as a share of the picture's side
-PLACES = {  # where an object's middle is, (x, y) as shares of the picture, y downwards
+PLACES = {  # the centres of objects, (x, y) as shares of the picture, y downwards
     f"{v} {h}".strip() or "centre": (x, y)
     for (v, y), (h, x) in product(
         (("top", 0.25), ("", 0.5), ("bottom", 0.75)), (("left", 0.25), ("", 0.5), ("right", 0.75))
