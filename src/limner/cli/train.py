@@ -16,7 +16,7 @@ def run(arguments: list[str]) -> None:
 
     from limner.train.recipe import AutoencoderRecipe, load_recipe
 
-    chosen, header = load_recipe(arguments[0])
+    chosen, doc = load_recipe(arguments[0])
 
     @dataclass(frozen=True)
     class Arguments:
@@ -25,11 +25,7 @@ def run(arguments: list[str]) -> None:
         """Go on with "latest" in the output folder, or with a checkpoint folder."""
 
     args = tyro.cli(
-        Arguments,
-        args=arguments[1:],
-        default=Arguments(chosen),
-        prog=f"limner train {arguments[0]}",
-        description=header,
+        Arguments, args=arguments[1:], default=Arguments(chosen), prog=f"limner train {arguments[0]}", description=doc
     )
     try:
         from limner.train.loop import Stopped, train
