@@ -1,13 +1,15 @@
 """Latent diffusion from nothing: an autoencoder trained, its latents kept, a denoiser trained and painting in them."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
 import torch
-from rich.console import Console
+from helpers import assert_equal, logged, tensors, trainer
 
+from limner.data.batches import Batches
 from limner.data.collection import Collection
 from limner.data.mixture import Mixture
 from limner.data.sources import Source
@@ -18,28 +20,40 @@ from limner.nets.vae import AutoencoderKL, AutoencoderKLConfig
 from limner.pipeline import Pipeline, find_autoencoder
 from limner.train.autoencoder import AutoencoderLoss
 from limner.train.latents import Latents, encode
-from limner.train.loop import Trainer
+from limner.train.loop import Trainer, generator_of
 from limner.train.recipe import Autoencoder, AutoencoderRecipe, Recipe, TextEncoder, Transformer
-from limner.weights.file import read_tensors
 
 SIZE = 16
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture
-def vae_recipe(tmp_path: Path) -> AutoencoderRecipe:
+def tiny_autoencoder(root: Path) -> AutoencoderRecipe:
     """A tiny autoencoder of tiny worlds."""
     return AutoencoderRecipe(
-        data=Source("world"), output=str(tmp_path / "vae"), size=SIZE, model=Autoencoder((8, 8, 16), 1, 4, 4),
+        data=Source("world"), output=str(root / "vae"), size=SIZE, model=Autoencoder((8, 8, 16), 1, 4, 4),
         steps=8, batch_size=4, lr=3e-3, warmup=2, save_every=4, sample_every=100, log_every=4, keep=0,
     )  # fmt: skip
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, vae_recipe: AutoencoderRecipe) -> Recipe:
-    """A tiny denoiser in the latents of that autoencoder, once trained."""
-    run(vae_recipe)
+def vae_recipe(tmp_path: Path) -> AutoencoderRecipe:
+    """An autoencoder's run of its own."""
+    return tiny_autoencoder(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> str:
+    """The run of that autoencoder, once trained."""
+    recipe = tiny_autoencoder(tmp_path_factory.mktemp("autoencoder"))
+    run(recipe)
+    return recipe.output
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, autoencoder: str) -> Recipe:
+    """A tiny denoiser in its latents."""
     return Recipe(
-        data=Source("world"), output=str(tmp_path / "run"), size=SIZE, autoencoder=vae_recipe.output, cache=40,
+        data=Source("world"), output=str(tmp_path / "run"), size=SIZE, autoencoder=autoencoder, cache=40,
         model=Transformer(2, 32, 2, 2), text=TextEncoder(32, 1, 2, 48, 700), steps=6, batch_size=4, lr=1e-3,
         warmup=2, save_every=3, sample_every=100, log_every=3, keep=0, sample_steps=2,
         sample_prompts=("a red star", "two blue circles"),
@@ -47,15 +61,9 @@ def recipe(tmp_path: Path, vae_recipe: AutoencoderRecipe) -> Recipe:
 
 
 def run(recipe: AutoencoderRecipe | Recipe, resume: str | None = None) -> Trainer:
-    trainer = Trainer(recipe, resume, Console(quiet=True))
-    trainer.run()
-    return trainer
-
-
-def tensors(output: str, step: int) -> dict[str, torch.Tensor]:
-    folder = Path(output) / f"checkpoint-{step}"
-    files = sorted(folder.rglob("*.safetensors"))
-    return {f"{f.relative_to(folder)}:{n}": t for f in files for n, t in read_tensors(f).items()}
+    done = trainer(recipe, resume)
+    done.run()
+    return done
 
 
 def vae_of(seed: int = 0) -> AutoencoderKL:
@@ -81,24 +89,52 @@ def test_the_autoencoders_loss_is_its_formula() -> None:
 
 def test_an_autoencoder_learns_and_resumes_bit_for_bit(vae_recipe: AutoencoderRecipe, tmp_path: Path) -> None:
     whole = run(vae_recipe)
-    start = whole.task.measure(Trainer(replace(vae_recipe, output=str(tmp_path / "x"))).result)
+    start = whole.task.measure(trainer(replace(vae_recipe, output=str(tmp_path / "x"))).result)
     later = whole.task.measure(whole.result)
     assert later["psnr"] > start["psnr"] + 1
     half = replace(vae_recipe, output=str(tmp_path / "half"), steps=4)
     run(half)
     run(replace(half, steps=8), "latest")
-    one, other = tensors(vae_recipe.output, 8), tensors(half.output, 8)
-    assert one.keys() == other.keys() and len(one) > 100
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    one = tensors(vae_recipe.output, 8)
+    assert len(one) > 100
+    assert_equal(one, tensors(half.output, 8))
+
+
+def test_the_numbers_of_the_recipe_are_those_of_the_autoencoder(vae_recipe: AutoencoderRecipe) -> None:
+    """Its configuration, its initial weights, and the loss of its first batch, which is by the seed."""
+    recipe = replace(vae_recipe, kl=0.5, edges=3.0, seed=2, channels=1, model=Autoencoder((6, 12), 2, 3, 3))
+    begun = trainer(recipe)
+    vae = begun.trained.vae
+    made = vae.config
+    assert (made.in_channels, made.out_channels, made.latent_channels, made.norm_num_groups) == (1, 1, 3, 3)
+    assert made.block_out_channels == (6, 12) and made.layers_per_block == 2
+    x = Batches(World(), 4, SIZE, 1, seed=2).batch(0)["images"] / 127.5 - 1
+    wanted = AutoencoderLoss(vae, 0.5, 3.0)(x, generator_of(2, 0, 0))
+    torch.testing.assert_close(begun.loss(next(begun.batches())), wanted)
+    assert not torch.equal(
+        trainer(replace(recipe, seed=3)).trained.vae.decoder.conv_in.weight, vae.decoder.conv_in.weight
+    )
+
+
+def test_the_log_tells_the_psnr_of_pictures_that_are_not_trained_on(vae_recipe: AutoencoderRecipe) -> None:
+    """By hand: of pixels in [0, 1], encoded to the mean and decoded by the averaged weights."""
+    done = run(replace(vae_recipe, steps=1))
+    vae, held = find_autoencoder(vae_recipe.output), done.task.held
+    assert held.shape == (128, 3, SIZE, SIZE)
+    trained_on = World().load(range(vae_recipe.steps * vae_recipe.batch_size), SIZE, 3).images
+    assert not (held[:, None] == trained_on).flatten(2).all(2).any()
+    again = vae.decode(vae.encode(held / 127.5 - 1).mean).clamp(-1, 1)
+    error = ((again + 1) / 2 - held / 255).square().mean().item()
+    assert logged(vae_recipe.output)["psnr"] == [(1, pytest.approx(10 * math.log10(1 / error), abs=1e-3))]
 
 
 def test_saved_latents_have_mean_0_and_variance_1(vae_recipe: AutoencoderRecipe) -> None:
-    trainer = run(vae_recipe)
+    held = run(vae_recipe).task.held
     vae = find_autoencoder(vae_recipe.output)
-    latents = encode(vae, trainer.task.held)
+    latents = encode(vae, held)
     assert latents.mean().item() == pytest.approx(0, abs=1e-3) and latents.std().item() == pytest.approx(1, abs=1e-3)
     assert vae.config.scaling_factor != 0.18215
-    x = trainer.task.held.float() / 127.5 - 1
+    x = held.float() / 127.5 - 1
     assert torch.allclose(vae.from_latents(latents), vae.encode(x).mean, atol=1e-4)
 
 
@@ -132,11 +168,11 @@ def test_kept_latents_are_those_of_their_pictures(tmp_path: Path) -> None:
 def test_a_denoiser_of_latents_trains_resumes_and_paints(recipe: Recipe, tmp_path: Path) -> None:
     """Resumed bit for bit; the model holds its autoencoder, and its pictures are decoded latents."""
     whole = run(recipe)
+    assert len(whole.pictures) == recipe.cache
     half = replace(recipe, output=str(tmp_path / "half"), steps=3)
     run(half)
     run(replace(half, steps=6), "latest")
-    one, other = tensors(recipe.output, 6), tensors(half.output, 6)
-    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert_equal(tensors(recipe.output, 6), tensors(half.output, 6))
 
     pipe = Pipeline.from_pretrained(recipe.output)
     assert pipe.size == SIZE and pipe.denoiser.config.sample_size == SIZE // 4
@@ -164,11 +200,11 @@ def test_wide_pictures_come_in_whole_patches_of_latents(recipe: Recipe) -> None:
 
 def test_latents_encoded_anew_are_those_kept(recipe: Recipe) -> None:
     """Without --cache each picture is encoded when its turn comes: the same numbers."""
-    trainer = Trainer(replace(recipe, cache=0, output=recipe.output + "-anew"), None, Console(quiet=True))
-    batch = next(trainer.batches())
+    begun = trainer(replace(recipe, cache=0))
+    batch = next(begun.batches())
     assert batch["images"].dtype == torch.uint8
-    x0, *_ = trainer.task.inputs(batch, torch.Generator().manual_seed(0), torch.device("cpu"))
-    assert torch.equal(x0, encode(trainer.task.pipeline.vae, batch["images"])) and x0.shape == (4, 4, 4, 4)
+    x0, *_ = begun.task.inputs(batch, torch.Generator().manual_seed(0), torch.device("cpu"))
+    assert torch.equal(x0, encode(begun.task.pipeline.vae, batch["images"])) and x0.shape == (4, 4, 4, 4)
 
 
 def test_an_autoencoder_is_not_trained_with_the_denoiser(recipe: Recipe) -> None:
@@ -189,11 +225,11 @@ def test_an_autoencoder_is_not_trained_with_the_denoiser(recipe: Recipe) -> None
 )
 def test_refusals(recipe: Recipe, change: dict, told: str) -> None:
     with pytest.raises(LimnerError, match=told):
-        Trainer(replace(recipe, **change), None, Console(quiet=True))
+        trainer(replace(recipe, **change))
 
 
 def test_an_autoencoder_of_a_size_that_does_not_divide_is_refused(vae_recipe: AutoencoderRecipe) -> None:
     with pytest.raises(LimnerError, match="size 18 must be a multiple of 4"):
-        Trainer(replace(vae_recipe, size=18), None, Console(quiet=True))
+        trainer(replace(vae_recipe, size=18))
     with pytest.raises(LimnerError, match="kl must be at least 0"):
         replace(vae_recipe, kl=-1)

@@ -13,21 +13,20 @@ from torch import Tensor
 
 from limner.denoise import Denoise, Denoiser, cfg, clip, interval
 from limner.errors import LimnerError, unknown
-from limner.files import read_json, write_json
-from limner.nets.dit import DiT, DiTConfig
-from limner.nets.vae import AutoencoderKL, AutoencoderKLConfig
+from limner.files import read_config, read_json, write_json
+from limner.nets.dit import DiT
+from limner.nets.vae import AutoencoderKL
 from limner.noise.draws import Keyed, TorchDraws
 from limner.noise.grids import Plan, plan
 from limner.picture import to_pictures
 from limner.sample import check_grid, sampler
 from limner.settings import Settings
-from limner.text.clip import CLIPTextConfig, CLIPTextModel
+from limner.text.clip import CLIPTextModel
 from limner.text.tokenizer import Tokenizer
 from limner.weights.file import write_tensors
-from limner.weights.load import load
+from limner.weights.parts import WEIGHTS, Index, check_fit, read_autoencoder, read_denoiser, read_text_encoder
 
 EMBEDDED = Path(__file__).parent / "embedded"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 LARGEST = 2**26
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -62,26 +61,23 @@ class Pipeline:
         """Open a model folder, a training run (its newest checkpoint), or, with None, the shipped model.
 
         `dtype` is float32, bfloat16 or float16. Raises LimnerError for a folder that is neither, and for files that
-        are cut short or hold other tensors.
+        are cut short, hold other tensors or do not fit each other.
         """
         if dtype not in DTYPES:
             raise unknown("dtype", dtype, DTYPES)
         folder = find_model(source)
-        index = read_json(folder / "model_index.json")
-        config = _dit_config(folder / "denoiser/config.json")
         target, kind = _device(device), DTYPES[dtype]
-        denoiser = load(lambda: DiT(config), folder / "denoiser" / WEIGHTS).to(target, kind)
+        index = read_config(folder / "model_index.json", Index.from_dict)
+        denoiser = read_denoiser(folder).to(target, kind)
         tokenizer = text_encoder = None
         if (folder / "text_encoder").is_dir():
-            text_config = CLIPTextConfig.from_dict(read_json(folder / "text_encoder/config.json"))
-            text_encoder = load(lambda: CLIPTextModel(text_config), folder / "text_encoder/model.safetensors")
-            text_encoder = text_encoder.to(target, kind)
+            text_encoder = read_text_encoder(folder / "text_encoder").to(target, kind)
             tokenizer = Tokenizer.from_pretrained(folder / "tokenizer")
         scheduler = read_json(folder / "scheduler/scheduler_config.json")
-        names, defaults = index.get("class_names", ()), index.get("defaults", {})
+        vae = read_autoencoder(folder).to(target, kind) if index.has_autoencoder else None
+        check_fit(folder, denoiser, tokenizer, text_encoder, vae, index.class_names)
         name = "limner" if source is None else Path(source).name
-        vae = read_autoencoder(folder).to(target, kind) if "vae" in index else None
-        return cls(denoiser, scheduler, tokenizer, text_encoder, names, defaults, name, vae)
+        return cls(denoiser, scheduler, tokenizer, text_encoder, list(index.class_names), index.defaults, name, vae)
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write the folder that `from_pretrained` opens; `dtype` converts the weights on the way."""
@@ -265,22 +261,6 @@ def _settings(given: dict[str, Any]) -> Settings:
     if unknown_names:
         raise unknown("setting", sorted(unknown_names)[0], Settings.__dataclass_fields__)
     return Settings(**given)
-
-
-def _dit_config(path: Path) -> DiTConfig:
-    try:
-        return DiTConfig(**read_json(path))
-    except TypeError as error:
-        raise LimnerError(
-            f"{path} does not describe a DiT: {str(error).removeprefix('DiTConfig.__init__() ')}"
-        ) from error
-
-
-def read_autoencoder(folder: Path) -> AutoencoderKL:
-    """The autoencoder in folder/vae; on a CPU it is fastest with channels last."""
-    config = AutoencoderKLConfig.from_dict(read_json(folder / "vae/config.json"))
-    vae = load(lambda: AutoencoderKL(config), folder / "vae" / WEIGHTS)
-    return vae.to(memory_format=torch.channels_last).requires_grad_(False).eval()  # type: ignore[call-overload]
 
 
 def save_autoencoder(vae: AutoencoderKL, folder: Path, dtype: torch.dtype | None = None) -> None:

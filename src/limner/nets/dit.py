@@ -6,7 +6,7 @@ where in few, large patches, and they draw the edges.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from limner.errors import LimnerError
+from limner.files import LARGEST, LAYERS, check_range, check_types, from_entries
 from limner.nets.layers import (
     ResnetBlock,
     TimestepEmbedder,
@@ -28,6 +29,7 @@ from limner.nets.layers import (
 )
 
 CONV_GROUP = 8  # channels that are normalised together
+PATCHES = 256  # on a side, of the largest picture that a model may be made for
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,10 @@ class DiTConfig:
     pooled_text: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("sample_size", "in_channels", "patch_size", "hidden_size", "num_heads"):
-            if getattr(self, name) < 1:
-                raise LimnerError(f"{name} must be at least 1, not {getattr(self, name)}")
+        check_types(self)
+        check_range(self, ("sample_size", "in_channels", "patch_size", "hidden_size", "num_heads"), 1)
+        check_range(self, ("depth", "conv_layers"), 0, LAYERS)
+        check_range(self, ("num_classes", "text_dim"), 0)
         if self.sample_size % self.patch_size:
             raise LimnerError(f"sample_size {self.sample_size} is not divisible by patch_size {self.patch_size}")
         if self.hidden_size % self.num_heads or self.hidden_size % 4:
@@ -68,10 +71,19 @@ class DiTConfig:
                 f"conv_channels must be a multiple of {CONV_GROUP} (0 for none) and conv_layers at least 1, not "
                 f"{self.conv_channels} and {self.conv_layers}"
             )
-        if not 0 < self.position_scale < float("inf"):
+        if self.sample_size // self.patch_size > PATCHES:
+            raise LimnerError(f"sample_size {self.sample_size} is more than {PATCHES} patches of {self.patch_size}")
+        if not 1 <= self.hidden_size * self.mlp_ratio <= LARGEST:
+            raise LimnerError(f"mlp_ratio {self.mlp_ratio} of hidden_size {self.hidden_size} is no width of a layer")
+        if self.position_scale <= 0:
             raise LimnerError(f"position_scale must be more than 0, not {self.position_scale}")
         if self.pooled_text and not self.text_dim:
             raise LimnerError("pooled_text needs a text encoder: there are no words to take the mean of")
+
+    @classmethod
+    def from_dict(cls, config: dict[str, Any]) -> "DiTConfig":
+        """From a config.json, which has no other entries."""
+        return from_entries(cls, config, "a DiT")
 
 
 class TextMemory(NamedTuple):

@@ -6,7 +6,6 @@ Stable Diffusion 1.x, 2.x, XL, SD3 and Flux paint in its latents. It is a variat
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limner.errors import LimnerError
+from limner.files import LAYERS, check_range, check_types, from_entries, is_number
 from limner.nets.layers import ResnetBlock, attention, conv3, merge_heads, norm, split_heads
 
 BLOCK_TYPES = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}  # one a level
@@ -56,10 +56,10 @@ class AutoencoderKLConfig:
         for width in self.block_out_channels:
             if width % groups:
                 raise LimnerError(f"block_out_channels {width} is not divisible by norm_num_groups {groups}")
-        if not _is_number(self.scaling_factor) or self.scaling_factor <= 0:
+        if not is_number(self.scaling_factor) or self.scaling_factor <= 0:
             raise LimnerError(f"scaling_factor must be a number above 0, not {self.scaling_factor!r}")
-        if self.shift_factor is not None and not _is_number(self.shift_factor):
-            raise LimnerError(f"shift_factor must be a number or null, not {self.shift_factor!r}")
+        check_types(self)
+        check_range(self, ("layers_per_block",), 1, LAYERS // len(self.block_out_channels))
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> AutoencoderKLConfig:
@@ -68,9 +68,7 @@ class AutoencoderKLConfig:
             if config.get(name, value) != value:
                 raise LimnerError(f"an autoencoder with {name} {config[name]!r} is not supported, only {value!r}")
         known = {field.name: config[field.name] for field in fields(cls) if field.name in config}
-        if isinstance(known.get("block_out_channels"), list):
-            known["block_out_channels"] = tuple(known["block_out_channels"])
-        made = cls(**known)
+        made = from_entries(cls, known, "an autoencoder")
         for name, usual in made._block_types().items():
             if config.get(name) not in (None, usual, tuple(usual)):
                 raise LimnerError(f"an autoencoder with {name} {config[name]!r} is not supported, only {usual!r}")
@@ -82,10 +80,6 @@ class AutoencoderKLConfig:
 
     def _block_types(self) -> dict[str, list[str]]:
         return {name: [value] * len(self.block_out_channels) for name, value in BLOCK_TYPES.items()}
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class Posterior(NamedTuple):

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 
 from limner.errors import LimnerError, unknown
+from limner.files import is_number
 from limner.noise.level import Level
 from limner.noise.paths import Discrete, Flow, Path, cosine, linear, scaled_linear, zero_terminal_snr
 
 CLEAN = Level(0.0, 1.0, 0.0)
 Rounding = Literal["nearest", "down"] | None
 Grid = list[Level]
+MOST_STEPS = 100_000  # of a table of noise levels, and of a sampling run
 
 
 def spaced(
@@ -139,6 +141,7 @@ SCHEDULES = ("karras", "exponential", "normal")
 # Options of diffusers' schedulers that change the numbers, and the values that are understood; others are refused.
 UNDERSTOOD: dict[str, tuple[Any, ...]] = {
     "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
+    "final_sigmas_type": ("zero", "sigma_min"),
     "interpolation_type": ("linear",),
     "invert_sigmas": (False,),
     "predict_x0": (True,),
@@ -177,14 +180,16 @@ def plan(
     """
     if steps < 1:
         raise LimnerError(f"steps must be at least 1, not {steps}")
+    if steps > MOST_STEPS:
+        raise LimnerError(f"steps must be at most {MOST_STEPS}, not {steps}")
     sampler = sampler_name(sampler) if sampler is not None else None
-    name = config.get("_class_name", "")
-    is_flow = name == "FlowMatchEulerDiscreteScheduler" or bool(config.get("use_flow_sigmas"))
+    named = text(config, "_class_name", "")
+    is_flow = named == "FlowMatchEulerDiscreteScheduler" or flag(config, "use_flow_sigmas")
     # A flow model keeps its own grid whatever the sampler; a table model takes the sampler's conventions.
-    name = name if sampler is None or is_flow else CLASS_OF[sampler]
+    name = named if sampler is None or is_flow else CLASS_OF[sampler]
     if name not in PRESETS:
         raise unknown("scheduler", name, PRESETS)
-    if name == config.get("_class_name"):
+    if name == named:
         _check_understood(config, PRESETS[name], shift)
     if schedule is not None and schedule not in SCHEDULES:
         raise unknown("schedule", schedule, SCHEDULES)
@@ -203,10 +208,10 @@ def plan(
         path, grid, start = _flow_grid(config, preset, steps, schedule, shift)
     else:
         path, grid, start = _table_grid(config, preset, steps, schedule)
-    predicts = "flow" if is_flow else PREDICTS.get(str(config.get("prediction_type", "epsilon")))
+    predicts = "flow" if is_flow else PREDICTS.get(text(config, "prediction_type", "epsilon"))
     if predicts is None:
-        raise unknown("prediction_type", str(config["prediction_type"]), PREDICTS)
-    clip = float(number(config, "clip_sample_range", 1.0)) if config.get("clip_sample", preset.clip) else None
+        raise unknown("prediction_type", config["prediction_type"], PREDICTS)
+    clip = number(config, "clip_sample_range", 1.0, 1e-3, 1e3) if flag(config, "clip_sample", preset.clip) else None
     return Plan(path, predicts, grid, sampler, eta, start, clip)
 
 
@@ -215,42 +220,70 @@ def _check_understood(config: Mapping[str, Any], preset: Preset, shift: float | 
     for name, values in UNDERSTOOD.items():
         if name in config and config[name] not in values:
             known = ", ".join(map(str, values))
-            raise LimnerError(f"the scheduler's {name} {config[name]!r} is not supported; supported: {known}")
+            raise LimnerError(f"the scheduler's {name} {config[name]!r:.60} is not supported; supported: {known}")
     if preset.endpoint is False and config.get("final_sigmas_type", "zero") != "zero":
         raise LimnerError("final_sigmas_type 'sigma_min' is not supported for multistep solvers; use 'zero'")
-    if config.get("use_dynamic_shifting") and shift is None:
+    if flag(config, "use_dynamic_shifting") and shift is None:
         raise LimnerError("the scheduler's shift depends on the picture's size (use_dynamic_shifting): give a shift")
 
 
-def number(config: Mapping[str, Any], name: str, default: float) -> float:
-    """A number of a configuration."""
+def number(config: Mapping[str, Any], name: str, default: float, low: float, high: float) -> float:
+    """A number of a configuration, from `low` to `high`."""
     value = config.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise LimnerError(f"the scheduler's {name} must be a number, not {value!r}")
+    if not is_number(value):
+        raise LimnerError(f"the scheduler's {name} must be a number, not {value!r:.60}")
+    if not low <= value <= high:
+        raise LimnerError(f"the scheduler's {name} must be from {low:g} to {high:g}, not {value!r:.60}")
+    return float(value)
+
+
+def count(config: Mapping[str, Any], name: str, default: int, low: int, high: int) -> int:
+    """A whole number of a configuration, from `low` to `high`."""
+    value = number(config, name, default, low, high)
+    if value != int(value):
+        raise LimnerError(f"the scheduler's {name} must be a whole number, not {value:g}")
+    return int(value)
+
+
+def flag(config: Mapping[str, Any], name: str, default: bool = False) -> bool:
+    """A yes or no of a configuration; null is no."""
+    value = config.get(name, default)
+    if value is not None and not isinstance(value, bool):
+        raise LimnerError(f"the scheduler's {name} must be true or false, not {value!r:.60}")
+    return bool(value)
+
+
+def text(config: Mapping[str, Any], name: str, default: str) -> str:
+    """A name in a configuration."""
+    value = config.get(name, default)
+    if not isinstance(value, str):
+        raise LimnerError(f"the scheduler's {name} must be a name in quotes, not {value!r:.60}")
     return value
 
 
 def _schedule_of(config: Mapping[str, Any]) -> str:
-    return next((s for s in ("karras", "exponential") if config.get(f"use_{s}_sigmas")), "normal")
+    return next((s for s in ("karras", "exponential") if flag(config, f"use_{s}_sigmas")), "normal")
 
 
 def table_path(config: Mapping[str, Any], nudge: bool = False) -> Discrete:
     """The path that a scheduler configuration's betas describe."""
-    steps = int(number(config, "num_train_timesteps", 1000))
-    start, end = number(config, "beta_start", 1e-4), number(config, "beta_end", 0.02)
+    steps = count(config, "num_train_timesteps", 1000, 2, MOST_STEPS)
+    start, end = number(config, "beta_start", 1e-4, 1e-9, 1), number(config, "beta_end", 0.02, 1e-9, 1)
     makers = {
         "linear": lambda: linear(steps, start, end),
         "scaled_linear": lambda: scaled_linear(steps, start, end),
         "squaredcos_cap_v2": lambda: cosine(steps),
     }
-    kind = str(config.get("beta_schedule", "linear"))
-    if config.get("trained_betas") is not None:
-        path = Discrete(torch.tensor(config["trained_betas"]))
+    kind, betas = text(config, "beta_schedule", "linear"), config.get("trained_betas")
+    if betas is not None:
+        if not isinstance(betas, list | tuple) or not 2 <= len(betas) <= MOST_STEPS or not all(map(is_number, betas)):
+            raise LimnerError(f"the scheduler's trained_betas must be a list of numbers, not {betas!r:.60}")
+        path = Discrete(torch.tensor(betas))
     elif kind in makers:
         path = makers[kind]()
     else:
         raise unknown("beta_schedule", kind, makers)
-    if config.get("rescale_betas_zero_snr"):
+    if flag(config, "rescale_betas_zero_snr"):
         path = zero_terminal_snr(path)
         if nudge:  # solvers in sigma/alpha cannot start at infinity
             path.hold_above_zero()
@@ -259,12 +292,12 @@ def table_path(config: Mapping[str, Any], nudge: bool = False) -> Discrete:
 
 def _table_grid(config: Mapping[str, Any], preset: Preset, steps: int, schedule: str) -> tuple[Path, Grid, float]:
     path = table_path(config, preset.nudge or schedule != "normal")
-    spacing = str(config.get("timestep_spacing", preset.spacing))
-    offset = int(number(config, "steps_offset", 0))
+    spacing = text(config, "timestep_spacing", preset.spacing)
+    offset = count(config, "steps_offset", 0, 0, path.steps - 1)
     times = spaced(steps, spacing, length=path.steps, offset=offset, endpoint=preset.endpoint, integer=preset.integer)
     # Stable Diffusion's DDIM ends at alpha-bar_0 (`set_alpha_to_one: false`).
     ends_noisy = config.get("final_sigmas_type") == "sigma_min" or (
-        preset.sampler == "ddim" and not config.get("set_alpha_to_one", True)
+        preset.sampler == "ddim" and not flag(config, "set_alpha_to_one", True)
     )
     final = path.level(0) if ends_noisy else CLEAN
     if schedule == "normal":
@@ -285,9 +318,9 @@ def _flow_grid(
 ) -> tuple[Path, Grid, float]:
     """FlowMatchEuler's sigmas; DPM-Solver++ and UniPC count theirs in their own ways and tell whole times."""
     path = Flow()
-    length = int(number(config, "num_train_timesteps", 1000))
+    length = count(config, "num_train_timesteps", 1000, 2, MOST_STEPS)
     solver = preset.sampler in ("dpmpp_2m", "dpmpp_2m_sde", "unipc")
-    shift = shift if shift is not None else number(config, "flow_shift" if solver else "shift", 1.0)
+    shift = shift if shift is not None else number(config, "flow_shift" if solver else "shift", 1.0, 1e-3, 1e3)
     if preset.sampler in ("dpmpp_2m", "dpmpp_2m_sde"):
         even = 1.0 - np.linspace(1, 1 / length, steps + 1)
         sigmas = np.flip(towards_noise(even, shift))[:-1].tolist()

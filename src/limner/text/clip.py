@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limner.errors import LimnerError, unknown
+from limner.files import LAYERS, check_range, check_types, from_entries
 from limner.nets.layers import attention, merge_heads, split_heads
 
 
@@ -41,8 +42,15 @@ class CLIPTextConfig:
     projection_dim: int | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.hidden_act not in ACTIVATIONS:
             raise unknown("hidden_act", self.hidden_act, ACTIVATIONS)
+        check_range(self, ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads"), 1)
+        check_range(self, ("max_position_embeddings", "projection_dim"), 1)
+        check_range(self, ("num_hidden_layers",), 1, LAYERS)
+        check_range(self, ("eos_token_id",), 0)
+        if self.layer_norm_eps <= 0:
+            raise LimnerError(f"layer_norm_eps must be more than 0, not {self.layer_norm_eps}")
         if self.hidden_size % self.num_attention_heads:
             raise LimnerError(
                 f"hidden_size {self.hidden_size} cannot be split into num_attention_heads {self.num_attention_heads}"
@@ -56,9 +64,10 @@ class CLIPTextConfig:
         CLIPTextModelWithProjection has.
         """
         known = {field.name: config[field.name] for field in fields(cls) if field.name in config}
-        projects = "CLIPTextModelWithProjection" in (config.get("architectures") or [])
+        names = config.get("architectures") or []
+        projects = isinstance(names, list) and "CLIPTextModelWithProjection" in names
         known["projection_dim"] = config.get("projection_dim", 512) if projects else None
-        return cls(**known)
+        return from_entries(cls, known, "a CLIP text encoder")
 
     def to_dict(self) -> dict[str, Any]:
         """A config.json that `from_dict` and transformers read back."""

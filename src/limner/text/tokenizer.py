@@ -19,7 +19,7 @@ from tokenizers import Tokenizer as Engine
 from tokenizers.models import BPE
 
 from limner.errors import LimnerError
-from limner.files import read_json, write_atomically, write_json
+from limner.files import is_number, read_json, write_atomically, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +48,7 @@ class Tokenizer:
     def __init__(self, engine: Engine, length: int = CLIP_LENGTH, specials: dict[str, Any] | None = None) -> None:
         """`specials` are the named tokens of a Hugging Face folder ("pad_token", ...), each a string or a dict."""
         specials = {"bos_token": START, "eos_token": END, "pad_token": END} | (specials or {})
-        added = {name: _added_token(value) for name, value in specials.items()}
+        added = {name: _added_token(name, value) for name, value in specials.items()}
         ids = {name: _id_of(token.content, engine) for name, token in added.items()}
         if length < 2:
             raise LimnerError(
@@ -73,11 +73,16 @@ class Tokenizer:
         length, specials = _read_settings(folder)
         if (folder / "tokenizer.json").is_file():
             engine = _reading(folder / "tokenizer.json", lambda path: Engine.from_file(str(path)))
-            return cls(engine, length, specials)
-        for name in ("vocab.json", "merges.txt"):
-            if not (folder / name).is_file():
-                raise LimnerError(f"no tokenizer in {folder}: expected tokenizer.json, or vocab.json with merges.txt")
-        return cls(_read_vocab_and_merges(folder / "vocab.json", folder / "merges.txt"), length, specials)
+        elif all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
+            engine = _read_vocab_and_merges(folder / "vocab.json", folder / "merges.txt")
+        else:
+            raise LimnerError(f"no tokenizer in {folder}: expected tokenizer.json, or vocab.json with merges.txt")
+        try:
+            made = cls(engine, length, specials)
+            made._check_ends()
+        except LimnerError as error:
+            raise LimnerError(f"{folder}: {error}") from error
+        return made
 
     @classmethod
     def from_files(cls, vocab_json: str | Path, merges_txt: str | Path, length: int = CLIP_LENGTH) -> Tokenizer:
@@ -119,7 +124,17 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        return self._engine.get_vocab_size(with_added_tokens=True)
+        """One more than the highest id: a damaged vocabulary may have gaps."""
+        return 1 + max(self._engine.get_vocab(with_added_tokens=True).values())
+
+    def _check_ends(self) -> None:
+        """Raises LimnerError for a file of another family: CLIP's put a start before any text and an end after."""
+        try:
+            ids = self._engine.encode("a 1!").ids
+        except Exception as error:  # the engine raises plain Exception
+            raise LimnerError(f"the tokenizer cannot read a text: {error}") from error
+        if len(ids) < 3 or ids[0] != self.start or ids[-1] != self.end:
+            raise LimnerError("this is no CLIP tokenizer: it puts no start and end token around a text")
 
     def encode(self, texts: str | list[str], truncate: bool = False) -> Encoded:
         """Ids of one text (B = 1) or of many, each between start and end, padded to the budget.
@@ -256,12 +271,17 @@ def _read_settings(folder: Path) -> tuple[int, dict[str, Any]]:
     named = config if "added_tokens_decoder" in config else config | special
     names = ("bos_token", "eos_token", "pad_token")
     length = config.get("model_max_length", CLIP_LENGTH)
+    if not is_number(length) or length < 2 or length != int(length):
+        raise LimnerError(f"{files[0]}: model_max_length must be a whole number of at least 2, not {length!r:.60}")
     unlimited = length > 1_000_000  # transformers writes 10**30 for "not known"
     return CLIP_LENGTH if unlimited else int(length), {name: named[name] for name in names if named.get(name)}
 
 
-def _added_token(value: str | dict[str, Any]) -> AddedToken:
-    if isinstance(value, str):
-        return AddedToken(value, special=True, normalized=False)
-    options = {name: value[name] for name in ("single_word", "lstrip", "rstrip", "normalized") if name in value}
-    return AddedToken(value["content"], special=True, **options)
+def _added_token(name: str, value: str | dict[str, Any]) -> AddedToken:
+    try:
+        if isinstance(value, str):
+            return AddedToken(value, special=True, normalized=False)
+        options = {key: value[key] for key in ("single_word", "lstrip", "rstrip", "normalized") if key in value}
+        return AddedToken(value["content"], special=True, **options)
+    except (TypeError, KeyError, ValueError) as error:
+        raise LimnerError(f"{name} must be a token's text, or an object with its content, not {value!r:.60}") from error

@@ -1,0 +1,107 @@
+"""What the tests of training share: tiny runs, their tensors and logs, and their steps worked out by hand."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from PIL import Image
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from limner.data.batches import Batches
+from limner.data.sources import Source, open_source
+from limner.train.loop import Trainer, generator_of, learning_rate
+from limner.train.recipe import Recipe, Run, TextEncoder, Transformer
+from limner.weights.file import read_tensors
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 220)}
+
+
+def paint_colour(file: Path, name: str, darker: int) -> None:
+    """An 8 x 8 picture of one colour, a little darker to the left."""
+    left, right = (tuple(max(0, c - darker - less) for c in COLOURS[name]) for less in (20, 0))
+    picture = Image.new("RGB", (8, 8), right)
+    picture.paste(left, (0, 0, 3, 8))
+    picture.save(file)
+
+
+def tiny_recipe(root: Path) -> Recipe:
+    """A tiny run on 24 pictures whose caption is their colour."""
+    folder = root / "pictures"
+    folder.mkdir()
+    for i in range(24):
+        name = list(COLOURS)[i % 3]
+        paint_colour(folder / f"{i:02d}.png", name, 3 * i)
+        (folder / f"{i:02d}.txt").write_text(f"a {name} picture")
+    return Recipe(
+        data=Source(path=str(folder)), output=str(root / "run"), size=8, model=Transformer(4, 32, 2, 2),
+        text=TextEncoder(hidden_size=32, layers=1, num_heads=2, length=8, vocab_size=600), steps=6, batch_size=8,
+        lr=1e-3, warmup=2, schedule="cosine", log_every=2, save_every=3, sample_every=100, keep=0,
+        sample_prompts=("a red picture", "a blue picture"), sample_steps=2,
+    )  # fmt: skip
+
+
+def trainer(recipe: Run, resume: str | None = None, console: Console | None = None) -> Trainer:
+    """The run before its next step; silent unless it is given a console."""
+    return Trainer(recipe, resume, console or Console(quiet=True))
+
+
+def tensors(run: str, step: int) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint: averages, raw weights, moments."""
+    folder = Path(run) / f"checkpoint-{step}"
+    files = sorted(folder.rglob("*.safetensors"))
+    assert len(files) >= 3 and {"weights.safetensors", "optimizer.safetensors"} <= {file.name for file in files}
+    return {f"{f.relative_to(folder)}:{n}": t for f in files for n, t in read_tensors(f).items()}
+
+
+def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    """The same names, bit-equal tensors."""
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def logged(run: str) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows of a run: (step, value) by name."""
+    events = EventAccumulator(f"{run}/logs").Reload()
+    return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def worked_out(recipe: Recipe, steps: int, world: int = 1) -> SimpleNamespace:
+    """`steps` steps of a fresh run, apart from the loop and in float64 past the gradients: averaged over the processes,
+    clipped, AdamW (Loshchilov & Hutter 2019, algorithm 2), averaged weights. By name: weights, average, first, second
+    (the moments); by step: losses, norms (before clipping)."""
+    run = trainer(replace(recipe, output=recipe.output + "-by-hand"))
+    module = copy.deepcopy(run.trained)
+    shares = [
+        Batches(open_source(recipe.data), recipe.batch_size, recipe.size, recipe.channels, recipe.seed, recipe.flip,
+                rank, world) for rank in range(world)
+    ]  # fmt: skip
+    parameters = dict(module.named_parameters())
+    weights = {name: p.detach().double() for name, p in parameters.items()}
+    average, first, second = dict(weights), dict.fromkeys(weights, 0.0), dict.fromkeys(weights, 0.0)
+    losses, norms = [], []
+    for step in range(steps):
+        module.zero_grad()
+        told = [
+            module(*run.task.inputs(share.batch(step), generator_of(recipe.seed, step, rank), torch.device("cpu")))
+            for rank, share in enumerate(shares)
+        ]
+        loss = torch.cat(told).mean()
+        loss.backward()
+        losses.append(loss.item())
+        gradients = {name: p.grad.double() for name, p in parameters.items() if p.grad is not None}
+        norms.append(torch.cat([g.flatten() for g in gradients.values()]).norm().item())
+        kept = min(1.0, recipe.clip / norms[-1])
+        decay = min(recipe.ema, (1 + step) / (10 + step))
+        for name, gradient in gradients.items():
+            rate = learning_rate(step, recipe) * (recipe.text.lr_scale if name.startswith("text_encoder") else 1)
+            first[name] = 0.9 * first[name] + 0.1 * kept * gradient
+            second[name] = recipe.beta2 * second[name] + (1 - recipe.beta2) * (kept * gradient) ** 2
+            slope = first[name] / (1 - 0.9 ** (step + 1))
+            spread = (second[name] / (1 - recipe.beta2 ** (step + 1))) ** 0.5
+            weights[name] = weights[name] * (1 - rate * recipe.weight_decay) - rate * slope / (spread + 1e-8)
+            parameters[name].data.copy_(weights[name])
+        average = {name: decay * average[name] + (1 - decay) * weights[name] for name in weights}
+    return SimpleNamespace(weights=weights, average=average, first=first, second=second, losses=losses, norms=norms)
