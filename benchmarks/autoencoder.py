@@ -10,7 +10,7 @@ import torch
 
 from limner.data.world import World
 from limner.picture import save, sheet, to_pictures
-from limner.pipeline import find_autoencoder
+from limner.train.setup import open_autoencoder
 from limner.world import grade
 
 
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--sheet")
     args = parser.parse_args()
-    vae, world = find_autoencoder(args.model), World(seed=99)  # a seed that no recipe trains on
+    vae, world = open_autoencoder(args.model), World(seed=99)  # a seed that no recipe trains on
     errors, shown, same = [], [], 0
     for start in range(0, args.count, 50):
         indices = range(start, min(start + 50, args.count))

@@ -66,7 +66,7 @@ def limner_model(compiled: bool) -> tuple[nn.Module, Callable[..., Tensor]]:
     net = DiT(DiTConfig(32, 3, 4, WIDTH, 6, 8, text_dim=TEXT))
 
     def forward(x: Tensor, t: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        return net(x, t, text=net.read(text, mask))
+        return net(x, t, **net.prepare({"text": text, "mask": mask}))
 
     if compiled:
         for block in net.blocks:  # as the trainer does

@@ -12,10 +12,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from limner.data.batches import Batches
 from limner.data.sources import Source, open_source
-from limner.train.loop import Trainer, generator_of, learning_rate
-from limner.train.recipe import Recipe, Run, TextEncoder, Transformer
+from limner.nets.dit import DiTConfig
+from limner.train.loop import Trainer, generator_of, lr_multiplier
+from limner.train.recipe import Recipe, Run, TextRecipe
 from limner.weights.file import read_tensors
 
+TINY = DiTConfig(patch_size=4, hidden_size=32, depth=2, num_heads=2)
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 220)}
 
 
@@ -36,8 +38,8 @@ def tiny_recipe(root: Path) -> Recipe:
         paint_colour(folder / f"{i:02d}.png", name, 3 * i)
         (folder / f"{i:02d}.txt").write_text(f"a {name} picture")
     return Recipe(
-        data=Source(path=str(folder)), output=str(root / "run"), size=8, model=Transformer(4, 32, 2, 2),
-        text=TextEncoder(hidden_size=32, layers=1, num_heads=2, length=8, vocab_size=600), steps=6, batch_size=8,
+        data=Source(path=str(folder)), output=str(root / "run"), size=8, network=TINY,
+        text=TextRecipe(hidden_size=32, layers=1, num_heads=2, length=8, vocab_size=600), steps=6, batch_size=8,
         lr=1e-3, warmup=2, schedule="cosine", log_every=2, save_every=3, sample_every=100, keep=0,
         sample_prompts=("a red picture", "a blue picture"), sample_steps=2,
     )  # fmt: skip
@@ -45,7 +47,7 @@ def tiny_recipe(root: Path) -> Recipe:
 
 def trainer(recipe: Run, resume: str | None = None, console: Console | None = None) -> Trainer:
     """The run before its next step; silent unless it is given a console."""
-    return Trainer(recipe, resume, console or Console(quiet=True))
+    return Trainer(recipe, resume, console or Console(quiet=True)).prepare()
 
 
 def tensors(run: str, step: int) -> dict[str, torch.Tensor]:
@@ -73,7 +75,8 @@ def worked_out(recipe: Recipe, steps: int, world: int = 1) -> SimpleNamespace:
     clipped, AdamW (Loshchilov & Hutter 2019, algorithm 2), averaged weights. By name: weights, average, first, second
     (the moments); by step: losses, norms (before clipping)."""
     run = trainer(replace(recipe, output=recipe.output + "-by-hand"))
-    module = copy.deepcopy(run.trained)
+    task = copy.deepcopy(run.task)
+    module = task.parts
     shares = [
         Batches(open_source(recipe.data), recipe.batch_size, recipe.size, recipe.channels, recipe.seed, recipe.flip,
                 rank, world) for rank in range(world)
@@ -81,14 +84,14 @@ def worked_out(recipe: Recipe, steps: int, world: int = 1) -> SimpleNamespace:
     parameters = dict(module.named_parameters())
     weights = {name: p.detach().double() for name, p in parameters.items()}
     average, first, second = dict(weights), dict.fromkeys(weights, 0.0), dict.fromkeys(weights, 0.0)
-    losses, norms = [], []
+    losses, norms, counts = [], [], dict.fromkeys(weights, 0)  # counts: of the steps that had a gradient
     for step in range(steps):
         module.zero_grad()
-        told = [
-            module(*run.task.inputs(share.batch(step), generator_of(recipe.seed, step, rank), torch.device("cpu")))
+        each = [
+            task.loss(*task.inputs(share.batch(step), generator_of(recipe.seed, step, rank), torch.device("cpu")))
             for rank, share in enumerate(shares)
         ]
-        loss = torch.cat(told).mean()
+        loss = torch.cat(each).mean()
         loss.backward()
         losses.append(loss.item())
         gradients = {name: p.grad.double() for name, p in parameters.items() if p.grad is not None}
@@ -96,11 +99,13 @@ def worked_out(recipe: Recipe, steps: int, world: int = 1) -> SimpleNamespace:
         kept = min(1.0, recipe.clip / norms[-1])
         decay = min(recipe.ema, (1 + step) / (10 + step))
         for name, gradient in gradients.items():
-            rate = learning_rate(step, recipe) * (recipe.text.lr_scale if name.startswith("text_encoder") else 1)
+            scale = recipe.text.scale if name.startswith("text_encoder") else 1
+            rate = recipe.lr * lr_multiplier(step, recipe) * scale
             first[name] = 0.9 * first[name] + 0.1 * kept * gradient
             second[name] = recipe.beta2 * second[name] + (1 - recipe.beta2) * (kept * gradient) ** 2
-            slope = first[name] / (1 - 0.9 ** (step + 1))
-            spread = (second[name] / (1 - recipe.beta2 ** (step + 1))) ** 0.5
+            counts[name] += 1
+            slope = first[name] / (1 - 0.9 ** counts[name])
+            spread = (second[name] / (1 - recipe.beta2 ** counts[name])) ** 0.5
             weights[name] = weights[name] * (1 - rate * recipe.weight_decay) - rate * slope / (spread + 1e-8)
             parameters[name].data.copy_(weights[name])
         average = {name: decay * average[name] + (1 - decay) * weights[name] for name in weights}

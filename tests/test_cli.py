@@ -25,9 +25,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2
-    said = capsys.readouterr()
-    assert "Traceback" not in said.err + said.out
-    return said.err
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err + printed.out
+    return printed.err
 
 
 def test_generate_writes_what_it_prints(tmp_path: Path) -> None:
@@ -54,8 +54,8 @@ def test_a_sheet_and_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     main([*common, "--negative-prompt", "a one", "-o", f"{tmp_path}/many/"])
     files = sorted((tmp_path / "many").iterdir())
     assert [f.name for f in files] == ["00000.png", "00001.png", "00002.png", "00003.png"]
-    told = [Image.open(f).info["parameters"] for f in files]
-    assert told[2].startswith("an 8\nNegative prompt: a one\nSteps: 2, Sampler: euler, CFG scale: 2, Seed: 3,")
+    records = [Image.open(f).info["parameters"] for f in files]
+    assert records[2].startswith("an 8\nNegative prompt: a one\nSteps: 2, Sampler: euler, CFG scale: 2, Seed: 3,")
     assert len({Image.open(f).tobytes() for f in files}) == 4
     with Image.open(tmp_path / "sheet.png") as page:
         assert page.info["parameters"].count("Steps: 2") == 4
@@ -76,11 +76,12 @@ def test_the_settings_in_a_png_repaint_it(tmp_path: Path) -> None:
         with Image.open(file) as picture:
             prompt, negative, settings = picture.info["parameters"].split("\n")
             pixels = np.asarray(picture, dtype=int)
-        said = dict(entry.split(": ") for entry in settings.split(", "))
-        width, height = said["Size"].split("x")
+        entries = dict(entry.split(": ") for entry in settings.split(", "))
+        width, height = entries["Size"].split("x")
         main(["generate", prompt, "--negative-prompt", negative.removeprefix("Negative prompt: "), "--steps",
-              said["Steps"], "--sampler", said["Sampler"], "--cfg-scale", said["CFG scale"], "--seed", said["Seed"],
-              "--width", width, "--height", height, "-o", str(tmp_path / "again.png")])  # fmt: skip
+              entries["Steps"], "--sampler", entries["Sampler"], "--cfg-scale", entries["CFG scale"],
+              "--seed", entries["Seed"], "--width", width, "--height", height,
+              "-o", str(tmp_path / "again.png")])  # fmt: skip
         with Image.open(tmp_path / "again.png") as again:
             apart = np.abs(np.asarray(again, dtype=int) - pixels)
             assert apart.max() <= 1 and (apart > 0).mean() < 0.01, file.name
@@ -94,7 +95,7 @@ def test_the_settings_in_a_png_repaint_it(tmp_path: Path) -> None:
         (["generate", "a two", "--steps", "0"], "steps must be at least 1, not 0"),
         (["generate", "a two", "--sampler", "eulr"], "unknown sampler 'eulr'; did you mean 'euler'"),
         (["generate", "a two", "--model", "nowhere"], "no model at nowhere"),
-        (["generate", "a two", "--width", "30"], "width 30 is not a multiple of the model's patch of 16; try 32"),
+        (["generate", "a two", "--width", "30"], "width 30 is not a multiple of 16, as this model needs; try 32"),
         (["generate", "two " * 60], "over the text encoder's budget"),
         (["generate", "a two", "--output", "x.txt"], "cannot tell the kind of picture from 'x.txt'"),
         (["generate", "a two", "--output", "/proc/x/y.png", "--steps", "1"], "/proc/x"),
@@ -160,8 +161,8 @@ def test_help_needs_no_torch() -> None:
 
 def test_inspect(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     main(["inspect", "model"])
-    told = capsys.readouterr().out
-    assert "denoiser" in told and "FlowMatchEuler" in told
+    printed = capsys.readouterr().out
+    assert "denoiser" in printed and "FlowMatchEuler" in printed
     main(["inspect", "schedule", "--steps", "4"])
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["1", "800.48", "0.19952", "0.80048", "4.012", "-1.3893"] in rows  # 0.667 shifted by 2
@@ -175,8 +176,8 @@ def test_inspect(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         "901", "801", "701", "601", "501", "401", "301", "201", "101", "1", "0",
     ]  # fmt: skip
     main(["inspect", "tokens", "a handwritten seven"])
-    told = capsys.readouterr().out
-    assert "seven</w>" in told and "5 tokens of 48" in told
+    printed = capsys.readouterr().out
+    assert "seven</w>" in printed and "5 tokens of 48" in printed
 
 
 def test_train_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,7 +190,7 @@ def test_train_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     run_folder = tmp_path / "run"
     common = [
         "train", "mnist-text", "--data.path", str(data), "--output", str(run_folder), "--batch-size", "4",
-        "--model.depth", "1", "--no-compile", "--sample-prompts", "shade 1",
+        "--network.depth", "1", "--no-compile", "--sample-prompts", "shade 1",
     ]  # fmt: skip
     main([*common, "--steps", "3"])
     assert f"limner generate PROMPT --model {run_folder}" in capsys.readouterr().out
@@ -206,5 +207,5 @@ def test_train_lists_and_explains_recipes(capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit) as stopped:
         main(["train", "mnist-text", "--help"])
     assert stopped.value.code == 0
-    told = capsys.readouterr().out
-    assert "--data.path" in told and "--lr" in told
+    printed = capsys.readouterr().out
+    assert "--data.path" in printed and "--lr" in printed

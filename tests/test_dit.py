@@ -103,8 +103,13 @@ def model(request: pytest.FixtureRequest) -> DiT:
     return randomised(DiT(request.param))
 
 
+def read(model: DiT, text: Tensor, mask: Tensor | None = None) -> dict:
+    """The text as the model's forward takes it."""
+    return dict(model.prepare({"text": text} if mask is None else {"text": text, "mask": mask}))
+
+
 def painted(model: DiT, case: Case) -> Tensor:
-    return model(case.x, case.t, case.labels, model.read(case.text, case.mask))
+    return model(case.x, case.t, case.labels, **read(model, case.text, case.mask))
 
 
 def differ(a: Tensor, b: Tensor) -> bool:
@@ -253,7 +258,7 @@ def test_block_by_hand(masked: bool) -> None:
     block = randomised(DiTBlock(BOTH).double(), std=0.3)
     x, c, text = (noise(*shape, dtype=torch.float64) for shape in ((2, 6, 16), (2, 16), (2, 3, 5)))
     mask = torch.tensor([[True, True, False], [True, False, True]]) if masked else None
-    out = block(x, c, block.cross.read(text), mask[:, None, None] if masked else None)
+    out = block(x, c, block.cross.project_text(text), mask[:, None, None] if masked else None)
     torch.testing.assert_close(out, block_by_hand(block, x, c, text, mask), rtol=1e-10, atol=1e-10)
 
 
@@ -381,15 +386,15 @@ def test_patches_are_unfolds() -> None:
 @pytest.mark.parametrize("config", [PLAIN, BOTH], ids=["plain", "both"])
 def test_the_output_starts_at_zero_and_the_blocks_at_identity(config: DiTConfig, case: Case) -> None:
     model = DiT(config)
-    text = model.read(case.text, case.mask) if config.text_dim else None
+    text = read(model, case.text, case.mask) if config.text_dim else {}
     labels = case.labels if config.num_classes else None
-    assert torch.count_nonzero(model(case.x, case.t, labels, text)) == 0
+    assert torch.count_nonzero(model(case.x, case.t, labels, **text)) == 0
 
     randomised(model.patch_out)
     tokens = model.patch_in(patches(case.x, 2)) + position_table(4, 4, 16, 4, CPU)
     assert tokens.std() > 0.3  # the way in is open
     with torch.no_grad():
-        out = model(case.x, case.t, labels, text)
+        out = model(case.x, case.t, labels, **text)
         wanted = unpatched(linear(model.patch_out, normed(tokens)), 3, 8, 8, 2)
     torch.testing.assert_close(out, wanted, rtol=1e-4, atol=1e-5)
     assert out.abs().max() > 0.5
@@ -398,14 +403,14 @@ def test_the_output_starts_at_zero_and_the_blocks_at_identity(config: DiTConfig,
 def test_convolutional_ends_start_at_zero_and_identity(case: Case) -> None:
     model = DiT(ENDS)
     assert model.ends is not None
-    text = model.read(case.text, case.mask)
-    assert torch.count_nonzero(model(case.x, case.t, case.labels, text)) == 0
+    text = read(model, case.text, case.mask)
+    assert torch.count_nonzero(model(case.x, case.t, case.labels, **text)) == 0
     x, c = noise(2, 16, 6, 6), noise(2, 16, seed=1)
     for block in (*model.ends.down, *model.ends.up):
         assert torch.equal(block(x, c), x)
     assert model.ends.conv_in(case.x).std() > 0.3  # the ways in and out are open
     randomised(model.ends.conv_out)
-    assert model(case.x, case.t, case.labels, text).std() > 0.1
+    assert model(case.x, case.t, case.labels, **text).std() > 0.1
 
 
 def test_initial_weights() -> None:
@@ -438,8 +443,8 @@ def test_a_batch_is_its_pictures_alone(model: DiT, case: Case) -> None:
     together = painted(model, case)
     for i in range(3):
         one = slice(i, i + 1)
-        text = model.read(case.text[one], case.mask[one])
-        alone = model(case.x[one], case.t[one], case.labels[one], text)
+        text = read(model, case.text[one], case.mask[one])
+        alone = model(case.x[one], case.t[one], case.labels[one], **text)
         torch.testing.assert_close(together[one], alone, rtol=1e-5, atol=1e-5)
 
 
@@ -461,8 +466,8 @@ def test_padding_changes_nothing(model: DiT, case: Case) -> None:
 
 
 def test_no_mask_is_all_tokens(model: DiT, case: Case) -> None:
-    everywhere = model(case.x, case.t, case.labels, model.read(case.text, torch.ones(3, 6, dtype=torch.bool)))
-    unmasked = model(case.x, case.t, case.labels, model.read(case.text))
+    everywhere = model(case.x, case.t, case.labels, **read(model, case.text, torch.ones(3, 6, dtype=torch.bool)))
+    unmasked = model(case.x, case.t, case.labels, **read(model, case.text))
     torch.testing.assert_close(unmasked, everywhere, rtol=1e-5, atol=1e-5)
     assert differ(unmasked[::2], painted(model, case)[::2])  # the two whose masks hide something
 
@@ -487,19 +492,19 @@ def test_every_pixel_sees_every_pixel(model: DiT, case: Case) -> None:
 
 def test_the_null_class_is_no_label(model: DiT, case: Case) -> None:
     assert model.null_class == 3
-    text = model.read(case.text, case.mask)
-    unlabelled = model(case.x, case.t, text=text)
-    assert torch.equal(unlabelled, model(case.x, case.t, torch.full((3,), model.null_class), text))
-    assert differ(unlabelled, model(case.x, case.t, torch.zeros(3, dtype=torch.long), text))
+    text = read(model, case.text, case.mask)
+    unlabelled = model(case.x, case.t, **text)
+    assert torch.equal(unlabelled, model(case.x, case.t, torch.full((3,), model.null_class), **text))
+    assert differ(unlabelled, model(case.x, case.t, torch.zeros(3, dtype=torch.long), **text))
 
 
 def test_text_is_read_once_for_all_steps(model: DiT, case: Case) -> None:
-    memory = model.read(case.text, case.mask)
+    memory = read(model, case.text, case.mask)
     for t in (5.0, 500.0, 995.0):
         case.t = torch.full((3,), t)
-        assert torch.equal(model(case.x, case.t, case.labels, memory), painted(model, case))
-    assert len(memory.kv) == BOTH.depth
-    assert (memory.kv[0][0] - memory.kv[1][0]).abs().max() > 0.1  # each block reads for itself
+        assert torch.equal(model(case.x, case.t, case.labels, **memory), painted(model, case))
+    assert len(memory["keys"]) == len(memory["values"]) == BOTH.depth
+    assert (memory["keys"][0] - memory["keys"][1]).abs().max() > 0.1  # each block reads for itself
 
 
 @pytest.mark.parametrize("size", [(8, 4), (2, 2), (16, 16), (12, 24)])
@@ -521,8 +526,8 @@ def test_precision(model: DiT, case: Case) -> None:
     for dtype, tolerance in ((torch.float64, 1e-5), (torch.bfloat16, 0.05)):
         same = DiT(model.config).to(dtype)
         same.load_state_dict(model.state_dict())
-        text = same.read(case.text.to(dtype), case.mask)
-        out = same(case.x.to(dtype), case.t, case.labels, text)
+        text = read(same, case.text.to(dtype), case.mask)
+        out = same(case.x.to(dtype), case.t, case.labels, **text)
         assert out.dtype == dtype
         assert (out - wanted).norm() / wanted.norm() < tolerance
 
@@ -583,7 +588,7 @@ def test_sizes_that_do_not_divide(model: DiT, size: tuple[int, int], named: str)
 )
 def test_configurations_that_do_not_divide(numbers: dict, message: str) -> None:
     with pytest.raises(LimnerError, match=message):
-        DiTConfig(**numbers)
+        DiT(DiTConfig(**numbers))
 
 
 def test_conditions_are_never_ignored() -> None:

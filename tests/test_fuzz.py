@@ -22,12 +22,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 from limner.errors import LimnerError
+from limner.model import Model
 from limner.nets.dit import DiT, DiTConfig
 from limner.nets.vae import AutoencoderKL, AutoencoderKLConfig
-from limner.noise.grids import PRESETS, SCHEDULES, plan
 from limner.pipeline import Pipeline
-from limner.sample import SAMPLERS, check_grid
+from limner.sample import check_grid
+from limner.schedulers import PRESETS, SAMPLERS, SCHEDULES, read_schedule
 from limner.text.clip import CLIPTextConfig, CLIPTextModel
+from limner.text.conditioner import Classes, NullText, NullTextConfig, Text, masked_text
+from limner.text.encoder import TextEncoder
 from limner.text.tokenizer import Tokenizer, _byte_letters
 from limner.weights.file import read_tensors
 
@@ -60,24 +63,33 @@ def cases(count: int) -> settings:
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two tiny models: `words` reads text and paints in latents along a flow, `classes` paints pixels by a table."""
+    """Two tiny models: `words` reads text, its null learned, and paints in latents along a flow, `classes` paints
+    pixels by a table."""
     torch.manual_seed(0)
     tokenizer = Tokenizer.train(["a red star", "a blue circle"], vocab_size=540, length=8)
     text = CLIPTextModel(CLIPTextConfig(tokenizer.vocab_size, 16, 32, 1, 2, 8, eos_token_id=tokenizer.end))
     vae = AutoencoderKL(AutoencoderKLConfig(block_out_channels=(8,), latent_channels=2, norm_num_groups=4))
     flow = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 2.0}
     reads = DiT(DiTConfig(4, 2, 2, 16, 1, 2, text_dim=16, conv_channels=8, conv_layers=1, pooled_text=True))
-    words = Pipeline(reads, flow, tokenizer, text, defaults={"steps": 2, "guidance_scale": 2.0}, vae=vae)
-    told = DiT(DiTConfig(4, 1, 2, 16, 1, 2, num_classes=2))
-    classes = Pipeline(told, table("DDIMScheduler"), class_names=["0", "1"], defaults={"steps": 2})
-    made = {}
-    for name, pipe in {"words": words, "classes": classes}.items():
-        for p in pipe.denoiser.parameters():
+    words = Text([TextEncoder(tokenizer, text)], masked_text, NullText(NullTextConfig(16)))
+    defaults = {"steps": 2, "guidance_scale": 2.0}
+    models = {
+        "words": Model(reads, words, flow, vae, defaults),
+        "classes": Model(
+            DiT(DiTConfig(4, 1, 2, 16, 1, 2, num_classes=2)),
+            Classes(["0", "1"]),
+            table("DDIMScheduler"),
+            None,
+            defaults,
+        ),
+    }
+    folders = {name: tmp_path_factory.mktemp("fuzz") / name for name in models}
+    for name, model in models.items():
+        for p in model.network.parameters():
             torch.nn.init.normal_(p, std=0.1)
-        made[name] = tmp_path_factory.mktemp("fuzz") / name
-        pipe.save(made[name])
-        assert outcome(made[name]) == "painted"
-    return made
+        model.save(folders[name])
+        assert outcome(folders[name]) == "painted"
+    return folders
 
 
 def table(name: str) -> dict[str, Any]:
@@ -140,9 +152,10 @@ def outcome(folder: Path) -> str:
         assert str(folder) in str(error), f"no file is named: {error}"
         return f"not opened: {error}"
     try:
-        pictures = pipe(pipe.class_names[-1] if pipe.class_names else "a red star", steps=1)
+        names = pipe.model.conditioner.names
+        pictures = pipe(names[-1] if names else "a red star", steps=1)
     except LimnerError as error:
-        assert re.search("scheduler|beta|prediction_type|spacing|grid|budget|not numbers", str(error)), error
+        assert re.search("scheduler|beta|prediction_type|spacing|grid|budget|not numbers|not finite", str(error)), error
         return f"not painted: {error}"
     assert len(pictures) == 1 and min(pictures[0].size) > 0
     return "painted"
@@ -337,8 +350,8 @@ def test_schedulers(data: st.DataObject) -> None:
     schedule = data.draw(st.sampled_from([None, None, None, *SCHEDULES]))
     with bounded():
         try:
-            made = plan(config, steps, sampler, schedule)
-            check_grid(made.grid)
+            grid = read_schedule(config, steps, sampler, schedule).grid
+            check_grid(grid)
         except LimnerError:
             return
-    assert len(made.grid) == steps + 1 and all(abs(number) < 1e6 for level in made.grid for number in level)
+    assert len(grid) == steps + 1 and all(abs(number) < 1e6 for level in grid for number in level)

@@ -16,22 +16,25 @@ from limner.data.sources import Source
 from limner.data.world import World
 from limner.errors import LimnerError
 from limner.files import read_json
+from limner.nets.dit import DiTConfig
 from limner.nets.vae import AutoencoderKL, AutoencoderKLConfig
-from limner.pipeline import Pipeline, find_autoencoder
+from limner.pipeline import Pipeline
 from limner.train.autoencoder import AutoencoderLoss
 from limner.train.latents import Latents, encode
 from limner.train.loop import Trainer, generator_of
-from limner.train.recipe import Autoencoder, AutoencoderRecipe, Recipe, TextEncoder, Transformer
+from limner.train.recipe import AutoencoderRecipe, Recipe, TextRecipe
+from limner.train.setup import open_autoencoder
 
 SIZE = 16
+NETWORK = AutoencoderKLConfig(block_out_channels=(8, 8, 16), layers_per_block=1, latent_channels=4, norm_num_groups=4)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tiny_autoencoder(root: Path) -> AutoencoderRecipe:
     """A tiny autoencoder of tiny worlds."""
     return AutoencoderRecipe(
-        data=Source("world"), output=str(root / "vae"), size=SIZE, model=Autoencoder((8, 8, 16), 1, 4, 4),
-        steps=8, batch_size=4, lr=3e-3, warmup=2, save_every=4, sample_every=100, log_every=4, keep=0,
+        data=Source("world"), output=str(root / "vae"), size=SIZE, network=NETWORK, steps=8, batch_size=4,
+        lr=3e-3, warmup=2, save_every=4, sample_every=100, log_every=4, keep=0,
     )  # fmt: skip
 
 
@@ -54,8 +57,9 @@ def recipe(tmp_path: Path, autoencoder: str) -> Recipe:
     """A tiny denoiser in its latents."""
     return Recipe(
         data=Source("world"), output=str(tmp_path / "run"), size=SIZE, autoencoder=autoencoder, cache=40,
-        model=Transformer(2, 32, 2, 2), text=TextEncoder(32, 1, 2, 48, 700), steps=6, batch_size=4, lr=1e-3,
-        warmup=2, save_every=3, sample_every=100, log_every=3, keep=0, sample_steps=2,
+        network=DiTConfig(patch_size=2, hidden_size=32, depth=2, num_heads=2),
+        text=TextRecipe(hidden_size=32, layers=1, num_heads=2, length=48, vocab_size=700), steps=6, batch_size=4,
+        lr=1e-3, warmup=2, save_every=3, sample_every=100, log_every=3, keep=0, sample_steps=2,
         sample_prompts=("a red star", "two blue circles"),
     )  # fmt: skip
 
@@ -102,24 +106,27 @@ def test_an_autoencoder_learns_and_resumes_bit_for_bit(vae_recipe: AutoencoderRe
 
 def test_the_numbers_of_the_recipe_are_those_of_the_autoencoder(vae_recipe: AutoencoderRecipe) -> None:
     """Its configuration, its initial weights, and the loss of its first batch, which is by the seed."""
-    recipe = replace(vae_recipe, kl=0.5, edges=3.0, seed=2, channels=1, model=Autoencoder((6, 12), 2, 3, 3))
+    network = AutoencoderKLConfig(
+        block_out_channels=(6, 12), layers_per_block=2, latent_channels=3, norm_num_groups=3, use_quant_conv=False
+    )
+    recipe = replace(vae_recipe, kl=0.5, edges=3.0, seed=2, channels=1, network=network)
     begun = trainer(recipe)
-    vae = begun.trained.vae
-    made = vae.config
-    assert (made.in_channels, made.out_channels, made.latent_channels, made.norm_num_groups) == (1, 1, 3, 3)
-    assert made.block_out_channels == (6, 12) and made.layers_per_block == 2
+    vae = begun.trained["vae"]
+    assert vae.config == replace(network, in_channels=1, out_channels=1)
+    assert vae.quant_conv is None and vae.post_quant_conv is not None
     x = Batches(World(), 4, SIZE, 1, seed=2).batch(0)["images"] / 127.5 - 1
     wanted = AutoencoderLoss(vae, 0.5, 3.0)(x, generator_of(2, 0, 0))
     torch.testing.assert_close(begun.loss(next(begun.batches())), wanted)
     assert not torch.equal(
-        trainer(replace(recipe, seed=3)).trained.vae.decoder.conv_in.weight, vae.decoder.conv_in.weight
+        trainer(replace(recipe, seed=3)).trained["vae"].decoder.conv_in.weight, vae.decoder.conv_in.weight
     )
 
 
 def test_the_log_tells_the_psnr_of_pictures_that_are_not_trained_on(vae_recipe: AutoencoderRecipe) -> None:
     """By hand: of pixels in [0, 1], encoded to the mean and decoded by the averaged weights."""
     done = run(replace(vae_recipe, steps=1))
-    vae, held = find_autoencoder(vae_recipe.output), done.task.held
+    vae, held = open_autoencoder(vae_recipe.output), done.result.held
+    assert vae is not None
     assert held.shape == (128, 3, SIZE, SIZE)
     trained_on = World().load(range(vae_recipe.steps * vae_recipe.batch_size), SIZE, 3).images
     assert not (held[:, None] == trained_on).flatten(2).all(2).any()
@@ -129,8 +136,9 @@ def test_the_log_tells_the_psnr_of_pictures_that_are_not_trained_on(vae_recipe: 
 
 
 def test_saved_latents_have_mean_0_and_variance_1(vae_recipe: AutoencoderRecipe) -> None:
-    held = run(vae_recipe).task.held
-    vae = find_autoencoder(vae_recipe.output)
+    held = run(vae_recipe).result.held
+    vae = open_autoencoder(vae_recipe.output)
+    assert vae is not None
     latents = encode(vae, held)
     assert latents.mean().item() == pytest.approx(0, abs=1e-3) and latents.std().item() == pytest.approx(1, abs=1e-3)
     assert vae.config.scaling_factor != 0.18215
@@ -140,21 +148,21 @@ def test_saved_latents_have_mean_0_and_variance_1(vae_recipe: AutoencoderRecipe)
 
 def test_kept_latents_are_those_of_their_pictures(tmp_path: Path) -> None:
     """And are computed once: again only for another autoencoder, other pictures or another number of them."""
-    world, vae, told = World(50, seed=3), vae_of(), []
+    world, vae, lines = World(50, seed=3), vae_of(), []
 
     def open_latents(net: AutoencoderKL = vae, count: int = 30, seed: int = 0, of: Collection = world) -> Latents:
         device = torch.device("cpu")
-        return Latents(of, net, SIZE, 3, count, seed, tmp_path / "latents.safetensors", device, told.append)
+        return Latents(of, net, SIZE, 3, count, seed, tmp_path / "latents.safetensors", device, lines.append)
 
     kept = open_latents()
-    assert len(kept) == 30 and len(told) == 1
+    assert len(kept) == 30 and len(lines) == 1
     rows = [7, 0, 29]
     wanted = encode(vae, world.load([kept.indices[row] for row in rows], SIZE, 3).images)
     assert torch.allclose(kept.load(rows, SIZE, 3).images, wanted, atol=2e-3)
     assert kept.draw_caption(7, Random(5)) == world.draw_caption(kept.indices[7], Random(5))
     assert sorted(kept.index_at(p, 1) for p in range(30)) == list(range(30))
     again = open_latents()
-    assert len(told) == 1 and torch.equal(again.latents, kept.latents)
+    assert len(lines) == 1 and torch.equal(again.latents, kept.latents)
     parts = [World(50, 3, "one"), World(50, 3, "count")]
     others = [{"of": World(50, seed=4)}, {"net": vae_of(1)}, {"count": 20}]
     others += [{"of": Mixture(parts, (0.6, 0.4)), "seed": seed} for seed in (1, 0)] + [
@@ -162,7 +170,7 @@ def test_kept_latents_are_those_of_their_pictures(tmp_path: Path) -> None:
     ]
     for number, change in enumerate(others, 2):
         open_latents(**change)
-        assert len(told) == number, change
+        assert len(lines) == number, change
 
 
 def test_a_denoiser_of_latents_trains_resumes_and_paints(recipe: Recipe, tmp_path: Path) -> None:
@@ -175,12 +183,14 @@ def test_a_denoiser_of_latents_trains_resumes_and_paints(recipe: Recipe, tmp_pat
     assert_equal(tensors(recipe.output, 6), tensors(half.output, 6))
 
     pipe = Pipeline.from_pretrained(recipe.output)
-    assert pipe.size == SIZE and pipe.denoiser.config.sample_size == SIZE // 4
+    assert pipe.model.size == SIZE and pipe.model.network.config.sample_size == SIZE // 4
     assert read_json(Path(recipe.output) / "checkpoint-6/model_index.json")["vae"] == ["diffusers", "AutoencoderKL"]
     prompts = ["a red star", "two blue circles"]
-    *_, last = pipe.stream(prompts, seed=5)
+    *_, last = pipe.paint(prompts, seed=5).steps
     assert last.x.shape == (2, 4, 4, 4)
-    pixels = pipe.vae.decode(pipe.vae.from_latents(last.x)).clamp(-1, 1)
+    vae = pipe.model.autoencoder
+    assert vae is not None
+    pixels = vae.decode(vae.from_latents(last.x)).clamp(-1, 1)
     expected = ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
     painted = pipe(prompts, seed=5)
     for picture, wanted in zip(painted, expected, strict=True):
@@ -194,7 +204,7 @@ def test_a_denoiser_of_latents_trains_resumes_and_paints(recipe: Recipe, tmp_pat
 def test_wide_pictures_come_in_whole_patches_of_latents(recipe: Recipe) -> None:
     pipe = run(recipe).result
     assert pipe("a red star", width=24, height=8)[0].size == (24, 8)
-    with pytest.raises(LimnerError, match="width 20 is not a multiple of the model's patch of 8; try"):
+    with pytest.raises(LimnerError, match="width 20 is not a multiple of 8, as this model needs; try 16"):
         pipe("a red star", width=20)
 
 
@@ -204,17 +214,23 @@ def test_latents_encoded_anew_are_those_kept(recipe: Recipe) -> None:
     batch = next(begun.batches())
     assert batch["images"].dtype == torch.uint8
     x0, *_ = begun.task.inputs(batch, torch.Generator().manual_seed(0), torch.device("cpu"))
-    assert torch.equal(x0, encode(begun.task.pipeline.vae, batch["images"])) and x0.shape == (4, 4, 4, 4)
+    assert torch.equal(x0, encode(begun.task.model.autoencoder, batch["images"])) and x0.shape == (4, 4, 4, 4)
 
 
 def test_an_autoencoder_is_not_trained_with_the_denoiser(recipe: Recipe) -> None:
-    before = {name: t.clone() for name, t in find_autoencoder(recipe.autoencoder).state_dict().items()}
-    after = run(recipe).result.vae.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    vae = open_autoencoder(recipe.autoencoder)
+    assert vae is not None
+    before = {name: t.clone() for name, t in vae.state_dict().items()}
+    done = run(recipe)
+    assert set(done.trained) == {"denoiser", "text_encoder"}
+    assert_equal(before, done.result.model.autoencoder.state_dict())
+    saved = open_autoencoder(recipe.output)
+    assert saved is not None and saved.config == vae.config
+    assert_equal(before, saved.state_dict())
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"autoencoder": None}, "--cache keeps latents: give an --autoencoder"),
         ({"flip": True}, "--flip mirrors pictures"),
@@ -223,8 +239,8 @@ def test_an_autoencoder_is_not_trained_with_the_denoiser(recipe: Recipe) -> None
         ({"channels": 1}, "takes pictures of 3 channels"),
     ],
 )
-def test_refusals(recipe: Recipe, change: dict, told: str) -> None:
-    with pytest.raises(LimnerError, match=told):
+def test_refusals(recipe: Recipe, change: dict, message: str) -> None:
+    with pytest.raises(LimnerError, match=message):
         trainer(replace(recipe, **change))
 
 

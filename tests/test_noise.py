@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from limner.errors import LimnerError
-from limner.noise.grids import CLEAN, at_ratios, at_times, exponential, karras, plan, shifted, spaced, told_whole
+from limner.noise.grids import CLEAN, at_ratios, at_times, exponential, karras, round_timestep, shifted, spaced
 from limner.noise.level import Level
 from limner.noise.paths import (
-    EDM,
     PATHS,
     Discrete,
     Flow,
@@ -23,6 +22,7 @@ from limner.noise.paths import (
     zero_terminal_snr,
 )
 from limner.noise.predict import PREDICTIONS, pair, prediction
+from limner.schedulers import read_schedule
 
 TABLES = {
     "linear": linear(),
@@ -30,7 +30,7 @@ TABLES = {
     "cosine": cosine(),
     "zero_snr": zero_terminal_snr(scaled_linear()),
 }
-ALL_PATHS: dict[str, Path] = TABLES | {"flow": Flow(), "edm": EDM()}
+ALL_PATHS: dict[str, Path] = TABLES | {"flow": Flow()}
 TIMES = (0.0, 1.0, 37.0, 500.0, 998.0, 999.0)
 
 
@@ -104,7 +104,7 @@ def test_zero_terminal_snr() -> None:
 
 def test_hold_above_zero_moves_only_the_last_level() -> None:
     table, free = zero_terminal_snr(scaled_linear()), TABLES["zero_snr"]
-    table.hold_above_zero()
+    table.clamp_terminal_snr()
     assert table.level(999).alpha == 2.0**-12
     assert table.level(999).rho == pytest.approx(4096.0, rel=1e-6)
     assert table.level(998) == free.level(998)
@@ -118,15 +118,6 @@ def test_flow_is_straight() -> None:
     assert Flow().level_at(math.inf) == Level(1000.0, 0.0, 1.0)
     assert Flow().level_at(3.0) == Level(750.0, 0.25, 0.75)
     assert Flow().kappa == 1
-
-
-def test_edm_is_logarithmic() -> None:
-    edm = EDM()
-    ratios = [edm.level(t).rho for t in (0, 500, 1000)]
-    assert ratios == pytest.approx([0.002, 0.4, 80.0])  # 0.4 is the geometric mean of the ends
-    assert edm.level_at(0.4).t == pytest.approx(500.0)
-    assert edm.level_at(0.0) == CLEAN
-    assert EDM(0.1, 10).level(500).rho == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("name", ALL_PATHS)
@@ -179,18 +170,23 @@ def test_training_times() -> None:
     assert linear().times(u).tolist() == [0.0, 0.0, 1.0, 500.0, 999.0]
     assert linear(10).times(u).tolist() == [0.0, 0.0, 0.0, 5.0, 9.0]
     assert Flow().times(torch.tensor([0.0, 0.25])).tolist() == [0.0, 250.0]
-    # log rho is N(-1.2, 1.2^2): its quantiles at -inf, 0 and +1 deviations, and +inf.
-    edm = EDM()
-    alpha, sigma = edm.coefficients(edm.times(torch.tensor([0.0, 0.5, 0.8413447, 1.0])))
-    ends = [math.exp(-1.2 - 1.2 * 4.753424), math.exp(-1.2), 1.0, math.exp(-1.2 + 1.2 * 4.753424)]
-    assert (sigma / alpha).tolist() == pytest.approx([max(ends[0], 0.002), *ends[1:3], min(ends[3], 80.0)], rel=1e-3)
+
+
+def test_times_at_a_noise_ratio() -> None:
+    """The level of the time has that ratio, or of a table the nearest in the logarithm."""
+    rho = torch.tensor([0.05, 0.3, 1.0, 7.0])
+    assert (Flow().times_at(rho) / 1000).tolist() == pytest.approx([0.05 / 1.05, 0.3 / 1.3, 0.5, 0.875])
+    for table in (linear(), cosine()):
+        log = np.log(table.rho)
+        nearest = [int(np.abs(log - math.log(ratio)).argmin()) for ratio in rho.tolist()]
+        assert table.times_at(rho).tolist() == nearest
+        assert table.times_at(torch.tensor([1e-9, 1e9])).tolist() == [0.0, 999.0]
 
 
 def test_paths_by_name() -> None:
     assert path("scaled_linear").level(999).rho == pytest.approx(14.6146, abs=5e-5)
     assert path("linear").level(0).sigma ** 2 == pytest.approx(1e-4, rel=1e-3)
-    assert path("edm").level(1000).rho == pytest.approx(80.0)
-    assert {type(path(name)) for name in PATHS} == {Discrete, Flow, EDM}
+    assert {type(path(name)) for name in PATHS} == {Discrete, Flow}
     with pytest.raises(LimnerError, match="did you mean 'cosine'"):
         path("cosin")
 
@@ -205,12 +201,6 @@ def test_betas_out_of_range(betas: list) -> None:
 def test_times_outside_the_table(t: float) -> None:
     with pytest.raises(LimnerError, match=r"outside the path's table 0\.\.999"):
         linear().level(t)
-
-
-@pytest.mark.parametrize("ends", [(0.0, 80.0), (1.0, 1.0), (2.0, 1.0), (-1.0, 1.0)])
-def test_edm_ends(ends: tuple[float, float]) -> None:
-    with pytest.raises(LimnerError, match="sigma_min"):
-        EDM(*ends)
 
 
 # Predictions
@@ -255,14 +245,14 @@ def test_x0_to_output_and_back_in_float32(name: str, predicts: str) -> None:
     assert output.dtype == torch.float32
     a, b = prediction(predicts).pair(alpha, sigma)
     back = a * (alpha * x0 + sigma * eps) + b * output
-    assert (back - x0).abs().max() < (2e-4 if predicts == "eps" and name != "edm" else 2e-5)
+    assert (back - x0).abs().max() < (2e-4 if predicts == "eps" else 2e-5)
 
 
 @pytest.mark.parametrize("sigma", [0.002, 0.5, 1.0, 7.0, 80.0])
-def test_v_on_the_edm_path_is_karras_preconditioning(sigma: float) -> None:
+def test_v_is_karras_preconditioning(sigma: float) -> None:
     """Karras et al. 2022, table 1 with sigma_data = 1; our F is theirs with the sign turned."""
     c_skip, c_out = 1 / (sigma**2 + 1), sigma / math.sqrt(sigma**2 + 1)
-    level = EDM().level_at(sigma)
+    level = from_rho(0.0, sigma)
     assert level.alpha == pytest.approx(1 / math.sqrt(sigma**2 + 1))  # c_in: our x is alpha times theirs
     a, b = pair("v", level.alpha, level.sigma)
     assert (a * level.alpha, b) == pytest.approx((c_skip, -c_out))
@@ -369,8 +359,8 @@ def test_rounding_changes_only_the_time_told() -> None:
         assert exact.t % 1
         assert (rounded.t, floored.t) == (round(exact.t), math.floor(exact.t))
         assert rounded[1:] == floored[1:] == exact[1:]
-    assert told_whole(Level(3.7, 0.6, 0.8), "nearest") == (4.0, 0.6, 0.8)
-    assert told_whole(Level(3.7, 0.6, 0.8), "down") == (3.0, 0.6, 0.8)
+    assert round_timestep(Level(3.7, 0.6, 0.8), "nearest") == (4.0, 0.6, 0.8)
+    assert round_timestep(Level(3.7, 0.6, 0.8), "down") == (3.0, 0.6, 0.8)
 
 
 # Plans
@@ -382,7 +372,7 @@ FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
 
 
 def test_plan_reads_a_ddim_configuration() -> None:
-    made = plan(DDIM | {"set_alpha_to_one": False}, 50)
+    made = read_schedule(DDIM | {"set_alpha_to_one": False}, 50)
     assert (made.predicts, made.sampler, made.eta, made.start, made.clip) == ("eps", "ddim", 0.0, 1.0, None)
     assert [level.t for level in made.grid] == [981.0 - 20 * i for i in range(50)] + [0.0]
     assert made.grid[0] == scaled_linear().level(981)
@@ -390,47 +380,50 @@ def test_plan_reads_a_ddim_configuration() -> None:
 
 def test_plan_final_levels() -> None:
     first = scaled_linear().level(0)
-    assert plan(DDIM, 4).grid[-1] == CLEAN
-    assert plan(DDIM | {"set_alpha_to_one": False}, 4).grid[-1] == first
-    assert plan(DDIM | {"set_alpha_to_one": False}, 4, sampler="euler").grid[-1] == CLEAN
-    assert plan(EULER, 4).grid[-1] == CLEAN
-    assert plan(EULER | {"final_sigmas_type": "sigma_min"}, 4).grid[-1] == first
-    assert plan(FLOW, 4).grid[-1] == CLEAN
+    assert read_schedule(DDIM, 4).grid[-1] == CLEAN
+    assert read_schedule(DDIM | {"set_alpha_to_one": False}, 4).grid[-1] == first
+    assert read_schedule(DDIM | {"set_alpha_to_one": False}, 4, sampler="euler").grid[-1] == CLEAN
+    assert read_schedule(EULER, 4).grid[-1] == CLEAN
+    assert read_schedule(EULER | {"final_sigmas_type": "sigma_min"}, 4).grid[-1] == first
+    assert read_schedule(FLOW, 4).grid[-1] == CLEAN
 
 
 def test_plan_clips_where_diffusers_does() -> None:
-    assert plan({"_class_name": "DDPMScheduler"}, 4).clip == 1.0
-    assert plan({"_class_name": "DDPMScheduler", "clip_sample_range": 2.5}, 4).clip == 2.5
-    assert plan({"_class_name": "DDPMScheduler", "clip_sample": False}, 4).clip is None
-    assert plan(EULER, 4).clip is None
+    assert read_schedule({"_class_name": "DDPMScheduler"}, 4).clip == 1.0
+    assert read_schedule({"_class_name": "DDPMScheduler", "clip_sample_range": 2.5}, 4).clip == 2.5
+    assert read_schedule({"_class_name": "DDPMScheduler", "clip_sample": False}, 4).clip is None
+    assert read_schedule(EULER, 4).clip is None
 
 
 def test_plan_starts_at_sigma_where_the_spacing_reaches_the_end() -> None:
-    assert plan(EULER, 4).start == scaled_linear().level(999).sigma < 1.0
-    assert plan(EULER | {"timestep_spacing": "leading"}, 4).start == 1.0
-    assert plan(EULER | {"timestep_spacing": "trailing"}, 4).start == scaled_linear().level(999).sigma
-    assert plan(DDIM | {"timestep_spacing": "linspace"}, 4).start == 1.0
-    assert plan(FLOW, 4).start == 1.0
+    assert read_schedule(EULER, 4).start == scaled_linear().level(999).sigma < 1.0
+    assert read_schedule(EULER | {"timestep_spacing": "leading"}, 4).start == 1.0
+    assert read_schedule(EULER | {"timestep_spacing": "trailing"}, 4).start == scaled_linear().level(999).sigma
+    assert read_schedule(DDIM | {"timestep_spacing": "linspace"}, 4).start == 1.0
+    assert read_schedule(FLOW, 4).start == 1.0
 
 
 def test_plan_overrides() -> None:
-    karras_grid = plan(EULER, 8, schedule="karras").grid
+    karras_grid = read_schedule(EULER, 8, schedule="karras").grid
     np.testing.assert_allclose([v.rho for v in karras_grid[:-1]], karras(8, 0.029167, 14.614647), rtol=1e-4)
-    assert plan(EULER | {"use_karras_sigmas": True}, 8).grid == karras_grid
-    assert plan(EULER | {"use_karras_sigmas": True}, 8, schedule="normal").grid == plan(EULER, 8).grid
-    exponential_grid = plan(EULER, 8, schedule="exponential").grid
+    assert read_schedule(EULER | {"use_karras_sigmas": True}, 8).grid == karras_grid
+    assert read_schedule(EULER | {"use_karras_sigmas": True}, 8, schedule="normal").grid == read_schedule(EULER, 8).grid
+    exponential_grid = read_schedule(EULER, 8, schedule="exponential").grid
     np.testing.assert_allclose([v.rho for v in exponential_grid[:-1]], exponential(8, 0.029167, 14.614647), rtol=1e-4)
     # Euler's schedules span the times of its spacing, the multistep solvers' the table.
     leading = SD | {"timestep_spacing": "leading", "use_karras_sigmas": True}
     for name, first in (("EulerDiscreteScheduler", 750), ("DPMSolverMultistepScheduler", 999)):
-        grid = plan(leading | {"_class_name": name}, 4).grid
+        grid = read_schedule(leading | {"_class_name": name}, 4).grid
         ends = (scaled_linear().level(first).rho, scaled_linear().level(0).rho)
         assert (grid[0].rho, grid[-2].rho) == pytest.approx(ends, rel=1e-4)
     # A table model takes the grid of the sampler it is asked for; a flow model keeps its own.
-    assert plan(DDIM, 8, sampler="dpmpp_2m").grid == plan(DDIM | {"_class_name": "DPMSolverMultistepScheduler"}, 8).grid
-    assert plan(DDIM, 8, sampler="dpmpp_2m").grid != plan(DDIM, 8).grid
-    assert plan(FLOW, 8, sampler="dpmpp_2m").grid == plan(FLOW, 8).grid
-    assert plan(FLOW, 8, sampler="dpmpp_2m").sampler == "dpmpp_2m"
+    assert (
+        read_schedule(DDIM, 8, sampler="dpmpp_2m").grid
+        == read_schedule(DDIM | {"_class_name": "DPMSolverMultistepScheduler"}, 8).grid
+    )
+    assert read_schedule(DDIM, 8, sampler="dpmpp_2m").grid != read_schedule(DDIM, 8).grid
+    assert read_schedule(FLOW, 8, sampler="dpmpp_2m").grid == read_schedule(FLOW, 8).grid
+    assert read_schedule(FLOW, 8, sampler="dpmpp_2m").sampler == "dpmpp_2m"
 
 
 @pytest.mark.parametrize(
@@ -438,22 +431,22 @@ def test_plan_overrides() -> None:
     [("ddpm", 1), ("euler_a", 1), ("dpmpp_2m_sde", 1), ("ddim", 0), ("euler", 0), ("heun", 0), ("dpmpp_2m", 0)],
 )
 def test_plan_eta(sampler: str, eta: float) -> None:
-    made = plan(DDIM, 4, sampler=sampler)
+    made = read_schedule(DDIM, 4, sampler=sampler)
     assert (made.sampler, made.eta) == (sampler, eta)
     if sampler in ("euler", "heun"):
         with pytest.raises(LimnerError, match=f"the sampler {sampler} draws no noise"):
-            plan(DDIM, 4, sampler=sampler, eta=0.25)
+            read_schedule(DDIM, 4, sampler=sampler, eta=0.25)
     else:
-        assert plan(DDIM, 4, sampler=sampler, eta=0.25).eta == 0.25
+        assert read_schedule(DDIM, 4, sampler=sampler, eta=0.25).eta == 0.25
 
 
 def test_plan_reads_the_stochastic_solver() -> None:
-    made = plan(SD | {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"}, 4)
+    made = read_schedule(SD | {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"}, 4)
     assert (made.sampler, made.eta) == ("dpmpp_2m_sde", 1.0)
 
 
 def test_plan_of_a_flow() -> None:
-    made = plan(FLOW, 4)
+    made = read_schedule(FLOW, 4)
     assert (made.predicts, made.path.kappa) == ("flow", 1)
     sigmas = [1.0, 0.667, 0.334, 0.001, 0.0]
     np.testing.assert_allclose([level.sigma for level in made.grid], sigmas, rtol=1e-6)
@@ -462,31 +455,31 @@ def test_plan_of_a_flow() -> None:
     # SD3: shift 3 at both ends of the range, then once more at every point.
     low = 3 * 0.001 / 1.002
     middle = 3 * (1 + low) / 2 / (1 + (1 + low))
-    for shifted_plan in (plan(FLOW | {"shift": 3.0}, 3), plan(FLOW, 3, shift=3.0)):
+    for shifted_plan in (read_schedule(FLOW | {"shift": 3.0}, 3), read_schedule(FLOW, 3, shift=3.0)):
         assert shifted_plan.grid[1].sigma == pytest.approx(middle, rel=1e-6)
         assert shifted_plan.grid[2].sigma == pytest.approx(3 * low / (1 + 2 * low), rel=1e-6)
 
 
 def test_plan_of_a_zero_snr_table() -> None:
     config = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
-    made = plan(DDIM | config, 4)
+    made = read_schedule(DDIM | config, 4)
     assert (made.grid[0], made.predicts) == (Level(999.0, 0.0, 1.0), "v")
-    nudged = plan(EULER | config, 4).grid[0]
+    nudged = read_schedule(EULER | config, 4).grid[0]
     assert nudged.rho == pytest.approx(4096.0, rel=1e-6)
 
 
 @pytest.mark.parametrize("schedule", ["karras", "exponential"])
 def test_plan_of_a_zero_snr_table_with_a_schedule(schedule: str) -> None:
     config = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
-    assert not np.isnan(plan(DDIM | config, 4, schedule=schedule).grid).any()
+    assert not np.isnan(read_schedule(DDIM | config, 4, schedule=schedule).grid).any()
 
 
 def test_plan_understands_spellings_that_the_samplers_do() -> None:
-    assert plan(DDIM, 4, sampler="Euler a").eta == 1.0
+    assert read_schedule(DDIM, 4, sampler="Euler a").eta == 1.0
 
 
 def test_plan_with_given_betas() -> None:
-    made = plan({"_class_name": "DDIMScheduler", "trained_betas": [0.1] * 10, "num_train_timesteps": 10}, 5)
+    made = read_schedule({"_class_name": "DDIMScheduler", "trained_betas": [0.1] * 10, "num_train_timesteps": 10}, 5)
     assert made.grid[0].alpha ** 2 == pytest.approx(0.9**9)
 
 
@@ -508,7 +501,7 @@ def test_plan_with_given_betas() -> None:
 )
 def test_plan_errors(config: dict, options: dict, message: str) -> None:
     with pytest.raises(LimnerError, match=message):
-        plan(config, **{"steps": 4} | options)
+        read_schedule(config, **{"steps": 4} | options)
 
 
 @pytest.mark.parametrize(("spacing", "offset", "endpoint"), [("leading", 1, True), ("leading", 0, False)])

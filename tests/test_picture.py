@@ -9,7 +9,8 @@ from PIL import Image
 
 from limner.errors import LimnerError
 from limner.files import write_atomically
-from limner.picture import parameters_text, save, sheet, show, to_pictures
+from limner.picture import save, sheet, show, to_pictures
+from limner.record import parameters_text
 
 
 def test_values_become_pixels() -> None:

@@ -11,12 +11,15 @@ import torch
 
 from limner.errors import LimnerError
 from limner.files import read_json, write_json
+from limner.model import Model
 from limner.nets.dit import DiT, DiTConfig
 from limner.noise.draws import normal
 from limner.picture import to_pictures
 from limner.pipeline import Pipeline
-from limner.sample import SAMPLERS
+from limner.schedulers import SAMPLERS
 from limner.text.clip import CLIPTextConfig, CLIPTextModel
+from limner.text.conditioner import Text, masked_text
+from limner.text.encoder import TextEncoder
 from limner.text.tokenizer import Tokenizer
 
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
@@ -29,16 +32,29 @@ def pipe() -> Pipeline:
     torch.manual_seed(0)
     tokenizer = Tokenizer.train(CAPTIONS, vocab_size=560, length=8)
     text = CLIPTextModel(CLIPTextConfig(tokenizer.vocab_size, 32, 64, 2, 2, 8, eos_token_id=tokenizer.end))
-    denoiser = DiT(DiTConfig(8, 1, 2, 32, 2, 2, text_dim=32))
-    for p in denoiser.parameters():
+    network = DiT(DiTConfig(8, 1, 2, 32, 2, 2, text_dim=32))
+    for p in network.parameters():
         torch.nn.init.normal_(p, std=0.15)
-    nets = (denoiser.eval().requires_grad_(False), text.eval().requires_grad_(False))
-    return Pipeline(nets[0], FLOW, tokenizer, nets[1], defaults={"steps": 6, "guidance_scale": 2.0})
+    conditioner = Text([TextEncoder(tokenizer, text)], masked_text)
+    for module in (network, conditioner):
+        module.eval().requires_grad_(False)
+    return Pipeline(Model(network, conditioner, FLOW, defaults={"steps": 6, "guidance_scale": 2.0}))
 
 
 def last(pipe: Pipeline, *args: object, **settings: object) -> torch.Tensor:
     """The last x, before it is rounded to pixels: (B, C, H, W)."""
-    return list(pipe.stream(*args, **settings))[-1].x  # type: ignore[arg-type]
+    return list(pipe.paint(*args, **settings).steps)[-1].x  # type: ignore[arg-type]
+
+
+def with_scheduler(pipe: Pipeline, config: dict) -> Pipeline:
+    """The same model on another scheduler."""
+    return Pipeline(replace(pipe.model, scheduler=config))
+
+
+def output(pipe: Pipeline, prompts: list[str], x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """What the network gives for x (B, C, H, W) at time t, told the prompts."""
+    network = pipe.model.network
+    return network(x, t.expand(len(x)), **network.prepare(pipe.model.conditioner(prompts)))
 
 
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
@@ -73,13 +89,10 @@ def test_what_a_picture_depends_on(pipe: Pipeline) -> None:
 
 def test_guidance_one_is_the_conditional_model(pipe: Pipeline) -> None:
     """By hand: Euler's steps on the network told the prompt, with no second row and no guidance."""
-    assert pipe.tokenizer is not None and pipe.text_encoder is not None
-    ids, mask = pipe.tokenizer.encode("a red star")
-    text = pipe.denoiser.read(pipe.text_encoder(ids).hidden, mask)
     x = torch.from_numpy(normal(3, (1, 8, 8)))[None]
     sigmas = [*torch.linspace(1, 0.001, 6, dtype=torch.float64).tolist(), 0.0]
     for s, t in pairwise(sigmas):
-        x = x + (t - s) * pipe.denoiser(x, torch.tensor([1000.0 * s]), text=text)
+        x = x + (t - s) * output(pipe, ["a red star"], x, torch.tensor(1000.0 * s))
     torch.testing.assert_close(last(pipe, "a red star", seed=3, guidance_scale=1.0), x, rtol=1e-4, atol=1e-5)
 
 
@@ -110,9 +123,9 @@ def test_heun_on_a_flow_averages_velocities(pipe: Pipeline) -> None:
 def test_the_first_x_is_as_loud_as_the_scheduler_says(pipe: Pipeline) -> None:
     """EulerDiscrete starts at sigma / sqrt(1 + sigma^2) times the noise where its grid starts below pure noise."""
     config = {"_class_name": "EulerDiscreteScheduler", "beta_end": 0.002, "prediction_type": "sample"}
-    quiet = replace(pipe, scheduler=config)
+    quiet = with_scheduler(pipe, config)
     seen: list[torch.Tensor] = []
-    pipe.denoiser.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    pipe.model.network.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     last(quiet, "a red star", seed=3, steps=2, guidance_scale=1.0)
     scheduler = diffusers.EulerDiscreteScheduler(beta_end=0.002, prediction_type="sample")
     scheduler.set_timesteps(2)
@@ -137,11 +150,10 @@ def test_half_precision_paints_the_same_picture(pipe: Pipeline, tmp_path: Path, 
     """All networks compute in it, x stays float32, and the picture is that of float32 but for rounding."""
     pipe.save(tmp_path / "model")
     half = Pipeline.from_pretrained(tmp_path / "model", dtype=dtype)
-    assert half.text_encoder is not None
     kind = getattr(torch, dtype)
-    assert {p.dtype for net in (half.denoiser, half.text_encoder) for p in net.parameters()} == {kind}
+    assert {p.dtype for part in half.model.parts().values() for p in part.parameters()} == {kind}
     told: list[torch.dtype] = []
-    half.denoiser.register_forward_pre_hook(lambda module, args: told.append(args[0].dtype))
+    half.model.network.register_forward_pre_hook(lambda module, args: told.append(args[0].dtype))
     drawn, exact = (last(p, "a red star", seed=3, steps=6) for p in (half, pipe))
     assert set(told) == {kind} and drawn.dtype == torch.float32
     assert 0 < (drawn - exact).norm() < near * exact.norm()
@@ -184,16 +196,9 @@ def test_pictures_are_diffusers(pipe: Pipeline, name: str, guidance_scale: float
             output(pipe, prompts, seen, t.float()) for prompts in (["", ""], ["a red star", "a blue circle"])
         )
         x = scheduler.step(uncond + guidance_scale * (cond - uncond), t, x, **options).prev_sample
-    ours = replace(pipe, scheduler=dict(scheduler.config) | {"_class_name": class_name})
+    ours = with_scheduler(pipe, dict(scheduler.config) | {"_class_name": class_name})
     drawn = last(ours, ["a red star", "a blue circle"], seed=4, rng="torch", steps=10, guidance_scale=guidance_scale)
     assert (drawn - x).norm() < 1e-4 * x.norm()
-
-
-def output(pipe: Pipeline, prompts: list[str], x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """What the network gives for x (B, C, H, W) at time t, told the prompts."""
-    assert pipe.tokenizer is not None and pipe.text_encoder is not None
-    ids, mask = pipe.tokenizer.encode(prompts)
-    return pipe.denoiser(x, t.expand(len(x)), text=pipe.denoiser.read(pipe.text_encoder(ids).hidden, mask))
 
 
 @pytest.mark.parity
@@ -202,9 +207,9 @@ def test_a_guided_clipped_step_is_diffusers(pipe: Pipeline, predicts: str) -> No
     """x0 is clipped after guidance, at every step: at scale 5 it would leave the range by far."""
     scheduler = diffusers.DDIMScheduler(prediction_type=predicts, clip_sample=True)
     scheduler.set_timesteps(10)
-    ours = replace(pipe, scheduler=dict(scheduler.config) | {"_class_name": "DDIMScheduler"})
+    ours = with_scheduler(pipe, dict(scheduler.config) | {"_class_name": "DDIMScheduler"})
     x = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(4))
-    drawn = ours.stream("a red star", seed=4, rng="torch", steps=10, guidance_scale=5.0)
+    drawn = ours.paint("a red star", seed=4, rng="torch", steps=10, guidance_scale=5.0).steps
     for t, made in zip(scheduler.timesteps, drawn, strict=True):
         uncond, cond = (output(pipe, [prompt], x, t.float()) for prompt in ("", "a red star"))
         done = scheduler.step(uncond + 5.0 * (cond - uncond), t, x, use_clipped_model_output=True)
@@ -216,12 +221,11 @@ def test_a_guided_clipped_step_is_diffusers(pipe: Pipeline, predicts: str) -> No
 
 def test_other_sizes(pipe: Pipeline) -> None:
     assert pipe("a red star", width=12, height=6)[0].size == (12, 6)
-    with pytest.raises(LimnerError, match=r"width 9 is not a multiple of the model's patch of 2; try 8"):
+    with pytest.raises(LimnerError, match=r"width 9 is not a multiple of 2, as this model needs; try 8"):
         pipe("a red star", width=9)
 
 
 def test_the_text_is_read_once_per_picture(pipe: Pipeline) -> None:
-    assert pipe.text_encoder is not None and pipe.denoiser.blocks[0].cross is not None
     calls = {"text": 0, "kv": 0}
 
     def count(name: str):
@@ -230,8 +234,8 @@ def test_the_text_is_read_once_per_picture(pipe: Pipeline) -> None:
 
         return hook
 
-    pipe.text_encoder.register_forward_hook(count("text"))
-    pipe.denoiser.blocks[0].cross.to_kv.register_forward_hook(count("kv"))  # type: ignore[union-attr, operator]
+    pipe.model.parts()["text_encoder"].register_forward_hook(count("text"))
+    pipe.model.network.blocks[0].cross.to_kv.register_forward_hook(count("kv"))  # type: ignore[union-attr, operator]
     pipe("a red star", steps=5, guidance_scale=1.0)
     assert calls == {"text": 1, "kv": 1}
     pipe("a red star", steps=9)
@@ -239,7 +243,7 @@ def test_the_text_is_read_once_per_picture(pipe: Pipeline) -> None:
 
 
 def test_stream_yields_every_step_and_can_be_left(pipe: Pipeline) -> None:
-    steps = list(pipe.stream("a red star", steps=4))
+    steps = list(pipe.paint("a red star", steps=4).steps)
     assert [(s.step, s.steps) for s in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     torch.testing.assert_close(steps[-1].x, steps[-1].x0)  # the last level is clean
     seen: list[int] = []
@@ -255,7 +259,7 @@ def test_save_and_open(pipe: Pipeline, tmp_path: Path) -> None:
     half = last(Pipeline.from_pretrained(tmp_path / "half"), "a red star")
     assert 0 < (half - last(pipe, "a red star")).abs().max() < 0.05
     low = Pipeline.from_pretrained(tmp_path / "model", dtype="bfloat16")
-    assert low.denoiser.patch_in.weight.dtype == torch.bfloat16
+    assert low.model.network.patch_in.weight.dtype == torch.bfloat16
     drawn = last(low, "a red star")
     assert drawn.dtype == torch.float32 and (drawn - last(pipe, "a red star")).abs().mean() < 0.1
 
@@ -265,7 +269,7 @@ def test_table_paths_paint_too(pipe: Pipeline) -> None:
     drawn = {}
     for kind in ("epsilon", "v_prediction"):
         config = {"_class_name": "DDIMScheduler", "prediction_type": kind, "clip_sample": True}
-        table = replace(pipe, scheduler=config)
+        table = with_scheduler(pipe, config)
         for name in ("ddpm", "ddim", "euler", "heun", "dpmpp_2m", "unipc"):
             x = last(table, "a red star", sampler=name)
             assert bool(torch.isfinite(x).all())

@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from limner.cli import main
+from limner.data.sources import Source, open_source
 from limner.data.world import World
 from limner.errors import LimnerError
 from limner.evaluate.report import (
@@ -21,12 +23,16 @@ from limner.evaluate.report import (
     percent,
     wilson,
 )
+from limner.nets.dit import DiTConfig
+from limner.train.diffusion import Diffusion
+from limner.train.recipe import Recipe, TextRecipe
 from limner.world import (
     KINDS,
     Group,
     NotUnderstood,
     Scene,
     complete,
+    grade,
     held_out,
     parse,
     pictures_at,
@@ -40,7 +46,7 @@ STRANGE = "a photograph of my cat"
 class Painter:
     """A pipeline that paints each prompt truly, or another in its place."""
 
-    name, size = "painter", 64
+    model = SimpleNamespace(name="painter", size=64)
 
     def __init__(self, instead: dict[str, str] | None = None) -> None:
         self.instead, self.calls = instead or {}, []
@@ -159,6 +165,21 @@ def test_a_painter_that_obeys_and_one_that_does_not():
     assert sum(v.obeyed for row in true.values() for v in row) >= 80  # of 84
     assert report.obeyed() == {row: sum(v.obeyed for v in verdicts) / 12 for row, verdicts in true.items()}
     assert sum(v.obeyed for row in false.values() for v in row) <= 4
+
+
+def test_training_grades_as_evaluation_does(tmp_path):
+    """The recipe's number of fresh prompts of each kind, with seeds from 0; the shares are those of the verdicts."""
+    recipe = Recipe(
+        data=Source("world:one"), output=str(tmp_path), size=16, grade=60, text=TextRecipe(32, 1, 2, 48, 700),
+        network=DiTConfig(patch_size=4, hidden_size=32, depth=1, num_heads=2),
+    )  # fmt: skip
+    pairs = prompts("one", 60, held_out=False)
+    painter = Painter({prompt: "a red star" for prompt, _ in pairs[::4]})
+    shares = Diffusion(recipe, open_source(recipe.data), None).measure(painter)
+    assert [call[1:] for call in painter.calls] == [(0, {}), (50, {})]
+    assert [prompt for call in painter.calls for prompt in call[0]] == [prompt for prompt, _ in pairs]
+    obeyed = [grade(painter.paint(prompt, k), scene).obeyed for k, (prompt, scene) in enumerate(pairs)]
+    assert shares == {"obeyed_one": sum(obeyed) / 60} and 40 <= sum(obeyed) <= 46
 
 
 # --- the sheet ---

@@ -18,7 +18,8 @@ from limner.errors import LimnerError
 from limner.noise.grids import CLEAN, at_times, spaced
 from limner.noise.level import Level
 from limner.noise.paths import linear, scaled_linear
-from limner.sample import SAMPLERS, check_grid, posterior_std, sampler, step
+from limner.sample import check_grid, posterior_std, step
+from limner.schedulers import SAMPLERS, sampler
 
 Grid = list[Level]
 
@@ -431,11 +432,11 @@ def test_the_draws_of_every_step_count() -> None:
 
 
 def test_samplers_by_name() -> None:
-    assert sampler("Euler a") is sampler("euler_a") is SAMPLERS["euler_a"]
-    assert sampler("DPM++ 2M") is SAMPLERS["dpmpp_2m"]
-    assert sampler("DPM++ 2M SDE") is SAMPLERS["dpmpp_2m_sde"]
+    assert sampler("Euler a") is sampler("euler_a") is SAMPLERS["euler_a"].function
+    assert sampler("DPM++ 2M") is SAMPLERS["dpmpp_2m"].function
+    assert sampler("DPM++ 2M SDE") is SAMPLERS["dpmpp_2m_sde"].function
     assert [sampler(name) for name in ("Euler", "DDIM", "Heun", "UniPC")] == [
-        SAMPLERS[name] for name in ("euler", "ddim", "heun", "unipc")
+        SAMPLERS[name].function for name in ("euler", "ddim", "heun", "unipc")
     ]
     with pytest.raises(LimnerError, match="unknown sampler 'dpmpp_2n'; did you mean 'dpmpp_2m'"):
         sampler("dpmpp_2n")

@@ -9,8 +9,7 @@ import torch
 
 from limner.denoise import Denoise, Denoiser, clip
 from limner.noise.draws import TorchDraws
-from limner.noise.grids import PREDICTS, plan
-from limner.sample import sampler
+from limner.schedulers import PREDICTIONS, read_schedule, sampler
 
 pytestmark = pytest.mark.parity
 
@@ -97,8 +96,8 @@ def test_equals_diffusers(name: str, predicts: str, steps: int) -> None:
         config = config | {"prediction_type": predicts}
     scheduler = getattr(diffusers, class_name)(**config)
     wanted, times = reference(scheduler, steps, keywords)
-    made = plan(dict(scheduler.config) | {"_class_name": class_name}, steps, eta=keywords.get("eta"))
-    assert made.predicts == PREDICTS[predicts]
+    made = read_schedule(dict(scheduler.config) | {"_class_name": class_name}, steps, eta=keywords.get("eta"))
+    assert made.predicts == PREDICTIONS[predicts]
 
     told: list[float] = []
 

@@ -9,8 +9,10 @@ from limner.data.captions import DIGITS, fill
 from limner.data.pictures import to_tensor
 from limner.data.sources import Source, open_source
 from limner.data.world import World
+from limner.folders import PRETRAINED
 from limner.picture import to_pictures
-from limner.pipeline import EMBEDDED, Pipeline, find_autoencoder
+from limner.pipeline import Pipeline
+from limner.train.setup import open_autoencoder
 from limner.weights.file import read_tensors
 from limner.world import Verdict, grade, parse, prompts
 
@@ -91,15 +93,15 @@ def test_samplers_agree(pipe: Pipeline) -> None:
 
 
 def test_it_is_small_and_half_precision() -> None:
-    files = [f for f in EMBEDDED.rglob("*") if f.is_file()]
+    files = [f for f in PRETRAINED.rglob("*") if f.is_file()]
     assert sum(f.stat().st_size for f in files) < 24_000_000
-    for file in EMBEDDED.rglob("*.safetensors"):
+    for file in PRETRAINED.rglob("*.safetensors"):
         assert {t.dtype for t in read_tensors(file).values()} == {torch.float16}
 
 
 def test_the_shipped_autoencoder_keeps_what_it_is_given() -> None:
     """200 fresh renders: PSNR, and what is in them by the grader. A picture decoded alone is the one of the batch."""
-    vae, world = find_autoencoder("shipped"), World(seed=98)
+    vae, world = open_autoencoder("shipped"), World(seed=98)
     x = world.load(range(200), 64, 3).images.float() / 127.5 - 1
     with torch.inference_mode():
         latents = vae.to_latents(vae.encode(x).mean)

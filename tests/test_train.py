@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import COLOURS, assert_equal, logged, paint_colour, tensors, trainer, worked_out
+from helpers import COLOURS, TINY, assert_equal, logged, paint_colour, tensors, trainer, worked_out
 from PIL import Image
 from rich.console import Console
 
@@ -25,15 +26,16 @@ from limner.errors import LimnerError
 from limner.nets.dit import DiT, DiTConfig
 from limner.noise import paths
 from limner.picture import sheet
-from limner.pipeline import Pipeline, save_autoencoder
+from limner.pipeline import Pipeline
 from limner.settings import Settings
+from limner.text.conditioner import Nothing
 from limner.text.tokenizer import Tokenizer
 from limner.train import checkpoint
-from limner.train.loop import Stopped, Trainer, can_compile, generator_of, learning_rate, make_task, update_average
-from limner.train.loss import DiffusionLoss, Words
-from limner.train.recipe import Recipe, TextEncoder, Transformer, load_recipe, recipe_names
-from limner.train.setup import Reader
+from limner.train.loop import Stopped, Trainer, can_compile, generator_of, lr_multiplier, update_average
+from limner.train.loss import Cached, DiffusionLoss
+from limner.train.recipe import Recipe, TextRecipe, load_recipe, recipe_names
 from limner.weights.file import read_tensors
+from limner.weights.parts import save_part
 from limner.world import KINDS, complete, grade, parse, prompts, render
 
 CPU = torch.device("cpu")
@@ -49,7 +51,7 @@ def test_resumed_run_is_bit_equal(recipe: Recipe) -> None:
     for batch in first.batches():
         first.train_step(batch)
         if first.step == 3:
-            checkpoint.save(Path(parts.output), 3, first.result, first.trained, first.optimizer, parts)
+            first.save()
             break
     assert_equal(tensors(whole.output, 3), tensors(parts.output, 3))
     trainer(parts, "latest").run()
@@ -65,17 +67,17 @@ def test_training_moves_every_weight(recipe: Recipe) -> None:
     assert weights and still == []
 
 
-@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="no C++ compiler with Python's headers")
+@pytest.mark.skipif(not can_compile(), reason="no C++ compiler with Python's headers")
 def test_a_compiled_run_is_the_plain_one(recipe: Recipe) -> None:
     """Convolutions beside text whose length changes from step to step: the losses of both agree."""
     for i, file in enumerate(sorted(Path(recipe.data.path or "").glob("*.txt"))):
         file.write_text(file.read_text() + i % 4 * " x")
-    ends = replace(recipe, model=Transformer(4, 32, 2, 2, conv_channels=8, conv_layers=1), batch_size=3)
+    ends = replace(recipe, network=replace(TINY, conv_channels=8, conv_layers=1), batch_size=3)
 
     def losses(compiled: bool) -> list[float]:
         run = trainer(replace(ends, compile=compiled))
-        assert len(run.task.compiled) == 2
-        assert all((part._compiled_call_impl is not None) == compiled for part in run.task.compiled)
+        assert len(run.task.to_compile) == 2
+        assert all((part._compiled_call_impl is not None) == compiled for part in run.task.to_compile)
         return [run.train_step(batch).item() for batch in run.batches()]
 
     assert losses(True) == pytest.approx(losses(False), rel=0.01)
@@ -96,38 +98,41 @@ def test_loss_at_initialisation_is_the_target_itself() -> None:
     x0 = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
     for path_name, predicts in (("flow", "flow"), ("cosine", "eps"), ("linear", "v"), ("linear", "sample")):
         path = paths.path(path_name)
-        loss = DiffusionLoss(DiT(DiTConfig(8, 1, 4, 16, 1, 2)), None, path, predicts)
+        loss = DiffusionLoss(DiT(DiTConfig(8, 1, 4, 16, 1, 2)), Nothing(), path, predicts)
         generator = torch.Generator().manual_seed(3)
         t = path.times(torch.rand(5, generator=generator))
         eps = torch.randn(x0.shape, generator=generator)
         alpha, sigma = (c[:, None, None, None] for c in path.coefficients(t))
         target = {"flow": eps - x0, "eps": eps, "v": alpha * eps - sigma * x0, "sample": x0}[predicts]
-        got = loss(x0, torch.Generator().manual_seed(3))
+        got = loss(x0, torch.Generator().manual_seed(3), [""] * 5)
         torch.testing.assert_close(got, target.square().mean(dim=(1, 2, 3)))
 
 
-def test_loss_of_a_batch_is_the_loss_of_its_pictures() -> None:
-    """Words reach the picture they belong to: permuting captions among pictures changes which loss is whose."""
-    torch.manual_seed(0)
-    net = DiT(DiTConfig(8, 1, 4, 16, 1, 2, text_dim=16))
-    for p in net.parameters():
+def test_loss_of_a_batch_is_the_loss_of_its_pictures(recipe: Recipe) -> None:
+    """Words reach the picture they belong to: another prompt changes the loss of its own picture alone."""
+    run = trainer(recipe)
+    for p in run.trained.parameters():
         torch.nn.init.normal_(p, std=0.2)
-    loss = DiffusionLoss(net, None, paths.Flow(), "flow")
-    x0, states, mask = torch.randn(3, 1, 8, 8), torch.randn(2, 4, 16), torch.ones(2, 4, dtype=torch.bool)
+    x0 = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
-    def losses(which: list[int]) -> torch.Tensor:
-        return loss(x0, torch.Generator().manual_seed(3), words=Words(states, mask, torch.tensor(which)))
+    def losses(prompts: list[str]) -> torch.Tensor:
+        return run.task.loss(x0, torch.Generator().manual_seed(3), prompts)
 
-    first, second = losses([0, 0, 0]), losses([0, 1, 0])
-    torch.testing.assert_close(first[[0, 2]], second[[0, 2]])
-    assert abs(first[1] - second[1]) > 1e-4
+    first = losses(["a red picture", "", "a blue picture"])
+    for row in range(3):
+        prompts = ["a red picture", "", "a blue picture"]
+        prompts[row] = "a green picture"
+        others = [k for k in range(3) if k != row]
+        torch.testing.assert_close(losses(prompts)[others], first[others])
+        assert abs(losses(prompts)[row] - first[row]) > 1e-4
 
 
 @pytest.mark.parametrize(
     "change",
     [{}, {"seed": 7}, {"shift": 3.0}, {"times": "logit_normal"}, {"times": "logit_normal", "shift": 3.0},
      {"path": "cosine", "predicts": "v"}, {"path": "linear", "predicts": "sample"},
-     {"path": "scaled_linear", "predicts": "eps"}],
+     {"path": "scaled_linear", "predicts": "eps"}, {"times": "log_normal"}, {"times": "log_normal", "shift": 3.0},
+     {"times": "log_normal", "path": "cosine", "predicts": "v"}],
     ids=lambda change: " ".join(map(str, change.values())) or "flow",
 )  # fmt: skip
 def test_times_noise_and_target_are_those_of_the_recipe(recipe: Recipe, change: dict) -> None:
@@ -141,16 +146,26 @@ def test_times_noise_and_target_are_those_of_the_recipe(recipe: Recipe, change: 
     draws = generator_of(recipe.seed, 5, 0)
     torch.rand(8, generator=draws)  # whose captions are dropped
     u, eps = torch.rand(8, generator=draws), torch.randn(8, 3, 8, 8, generator=draws)
-    if recipe.times == "logit_normal":
-        u = torch.sigmoid(math.sqrt(2) * torch.erfinv(2 * u - 1))
-    u = recipe.shift * u / (1 + (recipe.shift - 1) * u)
-    t = 1000 * u if recipe.path == "flow" else (1000 * u).floor()
-    alpha, sigma = (c[:, None, None, None] for c in paths.path(recipe.path).coefficients(t))
+    path, normal = paths.path(recipe.path), math.sqrt(2) * torch.erfinv(2 * u - 1)
+    if recipe.times == "log_normal":
+        rho = recipe.shift * torch.exp(1.2 * normal - 1.2)
+        t = 1000 * rho / (1 + rho) if recipe.path == "flow" else nearest_times(path, rho)
+    else:
+        u = torch.sigmoid(normal) if recipe.times == "logit_normal" else u
+        u = recipe.shift * u / (1 + (recipe.shift - 1) * u)
+        t = 1000 * u if recipe.path == "flow" else (1000 * u).floor()
+    alpha, sigma = (c[:, None, None, None] for c in path.coefficients(t))
     x0 = batch["images"] / 127.5 - 1
     torch.testing.assert_close(seen[0][1], t, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(seen[0][0], alpha * x0 + sigma * eps, rtol=1e-4, atol=1e-4)
     target = {"flow": eps - x0, "eps": eps, "v": alpha * eps - sigma * x0, "sample": x0}[recipe.predicts]
     torch.testing.assert_close(loss, target.square().mean(dim=(1, 2, 3)))
+
+
+def nearest_times(path: paths.Path, rho: torch.Tensor) -> torch.Tensor:
+    """The whole times whose sigma/alpha is nearest to rho, by its logarithm."""
+    alpha, sigma = path.coefficients(torch.arange(1000))
+    return ((sigma / alpha).log() - rho[:, None].log()).abs().argmin(dim=1).float()
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3, 1.0])
@@ -162,15 +177,13 @@ def test_conditions_are_dropped_as_often_as_the_recipe_says(
     chosen = by_class(recipe, tmp_path) if condition == "class" else recipe
     run = trainer(replace(chosen, dropout=dropout, batch_size=400))
     batch = next(run.batches())
-    _, _, labels, words = run.task.inputs(batch, generator_of(0, 0, 0), CPU)
+    _, _, prompts = run.task.inputs(batch, generator_of(0, 0, 0), CPU)
+    dropped = torch.tensor([prompt == "" for prompt in prompts])
+    wanted = [sorted(COLOURS)[k] for k in batch["labels"]] if condition == "class" else batch["captions"]
+    assert [p for p in prompts if p] == [w for w, drop in zip(wanted, dropped, strict=True) if not drop]
     if condition == "class":
-        got, wanted, null = labels, batch["labels"], torch.tensor(3)
-    else:
-        got = words.ids[words.which]
-        wanted, null = (run.task.reader(captions, CPU) for captions in (batch["captions"], [""]))
-        wanted, null = wanted.ids[wanted.which], null.ids[0]
-    dropped = (got == null).reshape(400, -1).all(1)
-    assert torch.equal(got[~dropped], wanted[~dropped])
+        labels = run.task.loss.conditioner(prompts)["labels"]
+        assert torch.equal(labels, batch["labels"].masked_fill(dropped, 3))
     assert dropped.float().mean().item() == pytest.approx(dropout, abs=0.08 if 0 < dropout < 1 else 0)
 
 
@@ -200,28 +213,29 @@ def test_guidance_leads_away_from_the_row_past_the_last_class(
 ) -> None:
     """Which rows of the classes' embedding a picture depends on; blue, green and red are 0, 1 and 2."""
     pipe = trainer(by_class(recipe, tmp_path)).result
-    for p in pipe.denoiser.parameters():
+    network = pipe.model.network
+    for p in network.parameters():
         torch.nn.init.normal_(p, std=0.2)
 
     def paint() -> torch.Tensor:
-        return list(pipe.stream(prompt, **settings))[-1].x
+        return list(pipe.paint(prompt, **settings).steps)[-1].x
 
     plain, depends = paint(), set()
     for row in range(4):
-        kept = pipe.denoiser.classes.weight[row].clone()
-        pipe.denoiser.classes.weight[row] += 1
+        kept = network.classes.weight[row].clone()
+        network.classes.weight[row] += 1
         if not torch.equal(paint(), plain):
             depends.add(row)
-        pipe.denoiser.classes.weight[row] = kept
+        network.classes.weight[row] = kept
     assert depends == rows
 
 
 def test_learning_rate() -> None:
     recipe = Recipe(Source(), "x", lr=2.0, warmup=4, steps=12, schedule="cosine")
-    rates = [learning_rate(step, recipe) for step in range(13)]
-    assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
-    assert rates[8] == pytest.approx(1.0) and rates[12] == pytest.approx(0.0)
-    assert learning_rate(11, replace(recipe, schedule="constant")) == 2.0
+    rates = [lr_multiplier(step, recipe) for step in range(13)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates[8] == pytest.approx(0.5) and rates[12] == pytest.approx(0.0)
+    assert lr_multiplier(11, replace(recipe, schedule="constant")) == 1.0
 
 
 def test_the_text_encoder_has_its_own_rate(recipe: Recipe) -> None:
@@ -242,13 +256,13 @@ def test_the_text_encoder_has_its_own_rate(recipe: Recipe) -> None:
         assert {name.split(".")[0] for name, _ in learning} == {"denoiser"} | ({"text_encoder"} if scale else set())
         for name, p in learning:
             own = scale if name.startswith("text_encoder") else 1.0
-            assert rates[id(p)] == pytest.approx(own * learning_rate(recipe.steps - 1, recipe)), name
+            assert rates[id(p)] == pytest.approx(own * recipe.lr * lr_multiplier(recipe.steps - 1, recipe)), name
 
 
 @pytest.mark.parametrize(
     "change",
     [{}, {"weight_decay": 20.0}, {"clip": 0.01}, {"beta2": 0.5}, {"ema": 0.05}, {"warmup": 0}, {"seed": 3},
-     {"lr": 3e-3}, {"text": TextEncoder(32, 1, 2, 8, 600, lr_scale=0.25)}],
+     {"lr": 3e-3}, {"text": TextRecipe(32, 1, 2, 8, 600, lr_scale=0.25)}],
     ids=lambda change: " ".join(change) or "plain",
 )  # fmt: skip
 def test_steps_are_those_worked_out_by_hand(recipe: Recipe, change: dict) -> None:
@@ -286,8 +300,8 @@ def test_bf16_is_for_the_networks_products_alone(
     recipe: Recipe, any_precision: None, precision: str, wanted: torch.dtype
 ) -> None:
     """Every linear layer and convolution gives bfloat16; weights, moments and losses stay float32."""
-    ends = Transformer(4, 32, 2, 2, conv_channels=8, conv_layers=1)
-    run = trainer(replace(recipe, model=ends, precision=precision))
+    ends = replace(TINY, conv_channels=8, conv_layers=1)
+    run = trainer(replace(recipe, network=ends, precision=precision))
     given: dict[str, torch.dtype] = {}
     for name, layer in run.trained.named_modules():
         if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
@@ -321,20 +335,20 @@ def test_the_log_tells_what_the_steps_gave(recipe: Recipe) -> None:
         return run, [loss.item() for loss in losses], min(inside), time.perf_counter() - since
 
     _, first, quickest, whole = run(5, None)
-    told = logged(recipe.output)
-    assert [step for step, _ in told["loss"]] == [2, 4, 5]
+    log = logged(recipe.output)
+    assert [step for step, _ in log["loss"]] == [2, 4, 5]
     means = [np.mean(first[a:b]) for a, b in ((0, 2), (2, 4), (4, 5))]
-    assert [value for _, value in told["loss"]] == pytest.approx(means, rel=1e-5)
-    assert told["learning_rate"] == [(2, pytest.approx(1e-3)), (4, pytest.approx(1e-3)), (5, pytest.approx(1e-3))]
-    assert [step for step, _ in told["images_per_second"]] == [2, 4, 5]
-    assert all(8 / whole < value < 8 / quickest for _, value in told["images_per_second"])
+    assert [value for _, value in log["loss"]] == pytest.approx(means, rel=1e-5)
+    assert log["learning_rate"] == [(2, pytest.approx(1e-3)), (4, pytest.approx(1e-3)), (5, pytest.approx(1e-3))]
+    assert [step for step, _ in log["images_per_second"]] == [2, 4, 5]
+    assert all(8 / whole < value < 8 / quickest for _, value in log["images_per_second"])
 
     shutil.rmtree(Path(recipe.output) / "checkpoint-5")
     _, again, *_ = run(6, "latest")
-    told = logged(recipe.output)
-    assert [step for step, _ in told["loss"]] == [2, 4, 6] and again[:2] == first[3:]
+    log = logged(recipe.output)
+    assert [step for step, _ in log["loss"]] == [2, 4, 6] and again[:2] == first[3:]
     means[1:] = [again[0], np.mean(again[1:])]
-    assert [value for _, value in told["loss"]] == pytest.approx(means, rel=1e-5)
+    assert [value for _, value in log["loss"]] == pytest.approx(means, rel=1e-5)
 
 
 def test_a_warm_up_and_a_half_cosine_are_in_the_log(recipe: Recipe) -> None:
@@ -347,12 +361,12 @@ def test_a_warm_up_and_a_half_cosine_are_in_the_log(recipe: Recipe) -> None:
 def test_the_log_tells_the_share_of_prompts_that_the_model_obeys(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch, name: str, kinds: set[str], count: int
 ) -> None:
-    """Two of three pictures show what was asked. The share is that of the same pictures, judged one by one."""
+    """Two of three pictures show what their prompt says. The share is that of the same pictures, judged one by one."""
     painted: dict[str, tuple[Image.Image, int, Pipeline]] = {}
 
-    def paint(pipe: Pipeline, asked: list[str], *, seed: int = 0, **settings: object) -> list[Image.Image]:
+    def paint(pipe: Pipeline, texts: list[str], *, seed: int = 0, **settings: object) -> list[Image.Image]:
         pictures = []
-        for k, prompt in enumerate(asked, seed):
+        for k, prompt in enumerate(texts, seed):
             picture = Image.new("RGB", (64, 64), "white")
             if k % 3 and prompt not in recipe.sample_prompts:
                 draws = random.Random(k)
@@ -365,28 +379,28 @@ def test_the_log_tells_the_share_of_prompts_that_the_model_obeys(
     data = replace(recipe.data, name=name)
     run = trainer(replace(recipe, data=data, grade=count, steps=2, sample_every=1))
     run.run()
-    told = {name: values for name, values in logged(recipe.output).items() if name.startswith("obeyed")}
-    assert set(told) == {f"obeyed_{kind}" for kind in kinds}
+    log = {name: values for name, values in logged(recipe.output).items() if name.startswith("obeyed")}
+    assert set(log) == {f"obeyed_{kind}" for kind in kinds}
     for kind in kinds:
-        asked, scenes = zip(*prompts(kind, count, held_out=False), strict=True)
-        pictures, seeds, pipes = zip(*(painted[prompt] for prompt in asked), strict=True)
-        share = np.mean([grade(picture, scene).obeyed for picture, scene in zip(pictures, scenes, strict=True)])
+        fresh = prompts(kind, count, held_out=False)
+        pictures, seeds, pipes = zip(*(painted[prompt] for prompt, _ in fresh), strict=True)
+        share = np.mean([grade(picture, scene).obeyed for picture, (_, scene) in zip(pictures, fresh, strict=True)])
         assert share == pytest.approx(2 / 3, abs=0.02) and all(pipe is run.result for pipe in pipes)
-        assert told[f"obeyed_{kind}"] == [(1, pytest.approx(share)), (2, pytest.approx(share))]
+        assert log[f"obeyed_{kind}"] == [(1, pytest.approx(share)), (2, pytest.approx(share))]
         assert list(seeds) == list(range(count))
 
 
 def test_the_numbers_of_the_recipe_are_those_of_the_networks(recipe: Recipe) -> None:
-    model = Transformer(2, 24, 3, 6, conv_channels=16, conv_layers=1, position_scale=2.5, pooled_text=True)
-    text = TextEncoder(hidden_size=20, layers=3, num_heads=5, length=9, vocab_size=520)
-    pipe = trainer(replace(recipe, channels=1, model=model, text=text)).result
-    assert pipe.denoiser.config == DiTConfig(
-        sample_size=8, in_channels=1, patch_size=2, hidden_size=24, depth=3, num_heads=6, text_dim=20,
-        conv_channels=16, conv_layers=1, position_scale=2.5, pooled_text=True,
+    network = DiTConfig(
+        patch_size=2, hidden_size=24, depth=3, num_heads=6, conv_channels=16, conv_layers=1, position_scale=2.5,
+        pooled_text=True,
     )  # fmt: skip
-    made = pipe.text_encoder.config
-    assert (made.hidden_size, made.num_hidden_layers, made.num_attention_heads) == (20, 3, 5)
-    assert (made.max_position_embeddings, made.vocab_size, pipe.tokenizer.vocab_size) == (9, 520, 520)
+    text = TextRecipe(hidden_size=20, layers=3, num_heads=5, length=9, vocab_size=520)
+    model = trainer(replace(recipe, channels=1, network=network, text=text)).result.model
+    assert model.network.config == replace(network, sample_size=8, in_channels=1, text_dim=20)
+    config, tokenizer = model.parts()["text_encoder"].config, model.tokenizers()["tokenizer"]
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (20, 3, 5)
+    assert (config.max_position_embeddings, config.vocab_size, tokenizer.vocab_size) == (9, 520, 520)
 
 
 def test_the_batches_are_those_of_the_recipe(recipe: Recipe) -> None:
@@ -402,8 +416,8 @@ def test_the_batches_are_those_of_the_recipe(recipe: Recipe) -> None:
 
 def test_labels_become_captions_by_the_templates_of_the_recipe(recipe: Recipe, tmp_path: Path) -> None:
     labelled = by_class(recipe, tmp_path)
-    told = replace(labelled.data, templates=("my {}",))
-    run = trainer(replace(labelled, data=told, condition="text"))
+    data = replace(labelled.data, templates=("my {}",))
+    run = trainer(replace(labelled, data=data, condition="text"))
     assert set(next(run.batches())["captions"]) == {f"my {name}" for name in COLOURS}
 
 
@@ -448,42 +462,134 @@ def test_dropout_one_hides_every_caption(recipe: Recipe) -> None:
     for p in run.trained.parameters():
         torch.nn.init.normal_(p, std=0.2)
     batch = next(run.batches())
-    told = run.loss(batch)
-    torch.testing.assert_close(run.loss(batch | {"captions": ["a blue picture"] * 8}), told)
+    losses = run.loss(batch)
+    torch.testing.assert_close(run.loss(batch | {"captions": ["a blue picture"] * 8}), losses)
     seeing = trainer(replace(recipe, dropout=0.0, output=recipe.output + "2"))
     for p in seeing.trained.parameters():
         torch.nn.init.normal_(p, std=0.2)
-    told = seeing.loss(batch)
-    assert not torch.equal(seeing.loss(batch | {"captions": ["a blue picture"] * 8}), told)
+    losses = seeing.loss(batch)
+    assert not torch.equal(seeing.loss(batch | {"captions": ["a blue picture"] * 8}), losses)
 
 
-def test_frozen_text_encoder_runs_once_per_distinct_caption(recipe: Recipe, tmp_path: Path) -> None:
-    run = trainer(recipe)
-    assert run.result.tokenizer is not None and run.result.text_encoder is not None
-    encoder, seen = run.result.text_encoder, []
-    encoder.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
-    reader = Reader(run.result.tokenizer, encoder, frozen=True)
+def test_frozen_text_encoder_runs_once_per_distinct_prompt(recipe: Recipe) -> None:
+    """However often prompts come, and `at_once` of them together; the states are the conditioner's own."""
+    conditioner, seen = trainer(recipe).task.model.conditioner, []
+    texts = ["a red picture", "", "a blue picture", "a red picture", "red"]
+    wanted = conditioner.encode(texts)
+    conditioner.parts()["text_encoder"].register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
+    cached = Cached(conditioner, at_once=3)
     for _ in range(3):
-        words = reader(["a red picture", "", "a blue picture", "a red picture"], torch.device("cpu"))
-    assert seen == [3]
-    # The padded states are those that the encoder gives, where the mask is true.
-    ids, mask = run.result.tokenizer.encode(["a red picture", "", "a blue picture"])
-    hidden = encoder(ids).hidden
-    for row in range(3):
-        torch.testing.assert_close(words.ids[row][words.mask[row]], hidden[row][mask[row]])
-    assert words.which.tolist() == [0, 1, 2, 0]
+        for got, states in zip(cached(texts), wanted, strict=True):
+            torch.testing.assert_close(got[0].tokens, states[0].tokens)
+            assert not got[0].tokens.requires_grad
+    assert seen == [3, 1]
 
 
-def test_pretrained_text_encoder_stays_as_it_is(recipe: Recipe, tmp_path: Path) -> None:
+def test_no_more_prompts_are_kept_than_the_size_of_the_cache(recipe: Recipe) -> None:
+    """Those that came first go first, and come back with the same states."""
+    conditioner = trainer(recipe).task.model.conditioner
+    cached, texts = Cached(conditioner, size=2), ["red", "green", "blue", "a red picture"]
+    for some, kept in (
+        (texts[:2], ["red", "green"]),
+        (texts[2:3], ["green", "blue"]),
+        (texts, ["red", "a red picture"]),
+        (["red"], ["red", "a red picture"]),
+    ):
+        for got, states in zip(cached(some), conditioner.encode(some), strict=True):
+            torch.testing.assert_close(got[0].tokens, states[0].tokens)
+        assert list(cached.kept) == kept
+
+
+@pytest.mark.parametrize(("lr_scale", "trains"), [(None, False), (0.0, False), (0.5, True)])
+def test_pretrained_text_encoder_is_trained_where_the_recipe_gives_it_a_rate(
+    recipe: Recipe, tmp_path: Path, lr_scale: float | None, trains: bool
+) -> None:
     source = trainer(replace(recipe, output=recipe.output + "-source")).run()
     source.save(tmp_path / "clip")
-    frozen = replace(recipe, text=TextEncoder(pretrained=str(tmp_path / "clip")), output=recipe.output + "-frozen")
-    pipe = trainer(frozen).run()
-    assert pipe.text_encoder is not None and source.text_encoder is not None
-    for name, tensor in pipe.text_encoder.state_dict().items():
-        assert torch.equal(tensor, source.text_encoder.state_dict()[name])
-    opened = Pipeline.from_pretrained(frozen.output)
+    text = TextRecipe(pretrained=str(tmp_path / "clip"), lr_scale=lr_scale)
+    own = replace(recipe, text=text, output=recipe.output + "-own")
+    run = trainer(own)
+    before = source.model.parts()["text_encoder"].state_dict()
+    assert_equal(dict(run.task.model.parts()["text_encoder"].state_dict()), before)
+    assert set(run.trained) == {"denoiser"} | ({"text_encoder"} if trains else set())
+    assert isinstance(run.task.loss.encode, Cached) == (not trains)
+    pipe = run.run()
+    for encoder in (run.task.model.parts()["text_encoder"], pipe.model.parts()["text_encoder"]):
+        moved = [name for name, tensor in encoder.state_dict().items() if not torch.equal(tensor, before[name])]
+        assert set(moved) == (set(before) if trains else set())
+    assert sorted({group["scale"] for group in run.optimizer.param_groups}) == ([0.5, 1.0] if trains else [1.0])
+    opened = Pipeline.from_pretrained(own.output)
     assert opened("a red picture", seed=1, steps=2)[0].tobytes() == pipe("a red picture", seed=1, steps=2)[0].tobytes()
+
+
+@pytest.mark.parametrize("pretrained", [False, True], ids=["from nothing", "pretrained"])
+def test_learned_null_text_is_trained_saved_and_resumed(recipe: Recipe, tmp_path: Path, pretrained: bool) -> None:
+    """Also beside a text encoder that stays as it is."""
+    text = recipe.text
+    if pretrained:
+        trainer(replace(recipe, output=recipe.output + "-source")).run().save(tmp_path / "clip")
+        text = TextRecipe(pretrained=str(tmp_path / "clip"))
+    null = replace(recipe, text=replace(text, learned_null=True), dropout=0.5)
+    run = trainer(null)
+    before = {name: tensor.clone() for name, tensor in run.trained.state_dict().items()}
+    pipe = run.run()
+    assert set(run.trained) == {"denoiser", "null_text"} | (set() if pretrained else {"text_encoder"})
+    for name in ("null_text.tokens", "denoiser.patch_out.weight"):
+        for module in (run.trained, run.average):
+            assert not torch.equal(module.state_dict()[name], before[name]), (name, module is run.average)
+    assert pipe.model.parts()["null_text"] is run.average["null_text"]
+
+    opened = Pipeline.from_pretrained(null.output)
+    assert (Path(null.output) / "checkpoint-6/null_text/model.safetensors").is_file()
+    settings = {"seed": 1, "steps": 2, "guidance_scale": 4.0}
+    assert opened("a red picture", **settings)[0].tobytes() == pipe("a red picture", **settings)[0].tobytes()
+
+    shutil.rmtree(Path(null.output) / "checkpoint-6")
+    whole = {name: tensor.clone() for name, tensor in run.trained.state_dict().items()}
+    averages = {name: tensor.clone() for name, tensor in run.average.state_dict().items()}
+    again = trainer(null, "latest")
+    assert again.step == 3
+    again.run()
+    assert_equal(dict(again.trained.state_dict()), whole)
+    assert_equal(dict(again.average.state_dict()), averages)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settings", "depends"),
+    [
+        ("", {"guidance_scale": 1.0}, True),
+        ("a red picture", {"guidance_scale": 1.0}, False),
+        ("a red picture", {"guidance_scale": 3.0}, True),
+        ("a red picture", {"guidance_scale": 3.0, "negative_prompt": "a blue picture"}, False),
+    ],
+)
+def test_guidance_leads_away_from_the_learned_null_text(
+    recipe: Recipe, prompt: str, settings: dict, depends: bool
+) -> None:
+    pipe = trainer(replace(recipe, text=replace(recipe.text, learned_null=True))).result
+    for part in pipe.model.parts().values():
+        for p in part.parameters():
+            torch.nn.init.normal_(p, std=0.2)
+
+    def paint() -> torch.Tensor:
+        return list(pipe.paint(prompt, **settings).steps)[-1].x
+
+    plain = paint()
+    pipe.model.parts()["null_text"].tokens += 1
+    assert torch.equal(paint(), plain) != depends
+
+
+def test_learned_null_text_gets_its_gradient_from_dropped_captions_alone(recipe: Recipe, tmp_path: Path) -> None:
+    trainer(replace(recipe, output=recipe.output + "-source")).run().save(tmp_path / "clip")
+    for k, text in enumerate((recipe.text, TextRecipe(pretrained=str(tmp_path / "clip")))):
+        for dropout in (0.0, 1.0):
+            run = trainer(replace(recipe, text=replace(text, learned_null=True), dropout=dropout))
+            for p in run.trained.denoiser.parameters():
+                torch.nn.init.normal_(p, std=0.2)
+            run.loss(next(run.batches())).sum().backward()
+            encoder = run.task.model.parts()["text_encoder"]
+            assert (run.trained.null_text.tokens.grad is not None) == (dropout == 1.0)
+            assert any(p.grad is not None for p in encoder.parameters()) == (dropout == 0.0 and k == 0)
 
 
 def test_finished_run_opens_as_a_model(recipe: Recipe) -> None:
@@ -491,7 +597,7 @@ def test_finished_run_opens_as_a_model(recipe: Recipe) -> None:
     pipe = trainer(recipe).run()
     again = Pipeline.from_pretrained(recipe.output)
     assert again("a red picture", seed=5, steps=3)[0].tobytes() == pipe("a red picture", seed=5, steps=3)[0].tobytes()
-    assert again.defaults == {"steps": 2, "guidance_scale": 4.5}
+    assert again.model.defaults == {"steps": 2, "guidance_scale": 4.5}
     painted = sheet(again(recipe.sample_prompts, seed=0), recipe.sample_prompts, scale=12)
     with Image.open(Path(recipe.output) / "samples" / "step-0000006.png") as sample:
         assert sample.size == painted.size and sample.tobytes() == painted.convert(sample.mode).tobytes()
@@ -510,8 +616,8 @@ def by_class(recipe: Recipe, root: Path) -> Recipe:
 def test_classes_and_none(recipe: Recipe, tmp_path: Path) -> None:
     recipe = by_class(recipe, tmp_path)
     classes = trainer(replace(recipe, output=recipe.output + "-class")).run()
-    assert list(classes.class_names) == sorted(COLOURS)
-    for p in classes.denoiser.parameters():
+    assert list(classes.model.conditioner.names) == sorted(COLOURS)
+    for p in classes.model.network.parameters():
         torch.nn.init.normal_(p, std=0.1)
     assert classes("red")[0].tobytes() != classes("blue")[0].tobytes()
     with pytest.raises(LimnerError, match="did you mean 'blue'"):
@@ -531,12 +637,15 @@ def test_training_starts_from_another_model(recipe: Recipe, tmp_path: Path, monk
     """Its weights and its tokenizer, whatever the new captions are; its optimiser and its step count stay behind."""
     first = trainer(replace(recipe, steps=3)).run()
     again = replace(recipe, init=recipe.output, output=str(tmp_path / "again"), seed=5)
-    monkeypatch.setattr(Tokenizer, "train", None)  # the first model's is taken, not another made
+    monkeypatch.setattr(Tokenizer, "train", None)  # the first model's is taken
     begun = trainer(again)
     assert begun.step == 0
-    assert_equal(begun.result.denoiser.state_dict(), first.denoiser.state_dict())
-    assert_equal(begun.result.text_encoder.state_dict(), first.text_encoder.state_dict())
-    wider = replace(again, model=replace(recipe.model, depth=recipe.model.depth + 1))
+    theirs = first.model.parts()
+    for parts in (begun.result.model.parts(), begun.trained):
+        assert set(parts) == set(theirs) == {"denoiser", "text_encoder"}
+        for name, part in parts.items():
+            assert_equal(part.state_dict(), theirs[name].state_dict())
+    wider = replace(again, network=replace(recipe.network, depth=recipe.network.depth + 1))
     with pytest.raises(LimnerError, match=r"--init .*: its denoiser is DiTConfig.*the recipe's is DiTConfig"):
         trainer(wider)
     with pytest.raises(LimnerError, match="no model at"):
@@ -569,14 +678,14 @@ def test_ctrl_c_stops_after_a_step_and_resumes_bit_equal(recipe: Recipe) -> None
 def test_full_disk_leaves_the_last_checkpoint_whole(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trainer(recipe)
     where = Path(recipe.output)
-    checkpoint.save(where, 1, run.result, run.trained, run.optimizer, recipe)
+    checkpoint.save(where, 1, run.result, run.trained, run.average, run.optimizer, recipe)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("limner.train.checkpoint.write_json", full)
     with pytest.raises(OSError, match="No space left"):
-        checkpoint.save(where, 2, run.result, run.trained, run.optimizer, recipe)
+        checkpoint.save(where, 2, run.result, run.trained, run.average, run.optimizer, recipe)
     assert [p.name for p in where.iterdir()] == ["checkpoint-1"]
     tensors(recipe.output, 1)
 
@@ -608,7 +717,7 @@ def test_resume_errors(recipe: Recipe) -> None:
         trainer(recipe)
     with pytest.raises(LimnerError, match=r"holds checkpoint-6, newer than .*checkpoint-3"):
         trainer(recipe, f"{recipe.output}/checkpoint-3")
-    wider = replace(recipe, model=Transformer(4, 64, 2, 2))
+    wider = replace(recipe, network=replace(TINY, hidden_size=64))
     with pytest.raises(LimnerError, match=r"another recipe:\n  denoiser\.patch_in\.weight is \(32, 48\) in the file"):
         trainer(wider, "latest")
     weights = Path(recipe.output) / "checkpoint-6/training/weights.safetensors"
@@ -623,10 +732,10 @@ def test_resume_keeps_the_tokenizer_and_says_what_changed(recipe: Recipe, tmp_pa
     for text in (tmp_path / "pictures").glob("*.txt"):
         text.write_text(text.read_text().replace("a ", "one "))
     console = Console(record=True, width=300, file=io.StringIO())
-    again = Trainer(replace(recipe, steps=8, lr=5e-4), "latest", console)
+    again = trainer(replace(recipe, steps=8, lr=5e-4), "latest", console)
     assert "at step 6, changed: steps 6 -> 8; lr 0.001 -> 0.0005" in console.export_text()
-    assert first.result.tokenizer is not None and again.result.tokenizer is not None
-    assert again.result.tokenizer.pieces("a red picture") == first.result.tokenizer.pieces("a red picture")
+    before, after = (run.result.model.tokenizers()["tokenizer"] for run in (first, again))
+    assert after.pieces("a red picture") == before.pieces("a red picture")
 
 
 @pytest.mark.parametrize(
@@ -640,15 +749,28 @@ def test_resume_keeps_the_tokenizer_and_says_what_changed(recipe: Recipe, tmp_pa
         ({"lr": -1.0}, "lr must be more than 0"),
         ({"lr": math.nan}, "lr must be more than 0"),
         ({"clip": 0.0}, "clip must be more than 0"),
-        ({"model": Transformer(num_heads=0)}, "num_heads must be at least 1"),
-        ({"text": TextEncoder(layers=0)}, "layers must be at least 1"),
-        ({"text": TextEncoder(lr_scale=-1.0)}, "lr_scale must be at least 0, not -1"),
         ({"beta2": 1.0}, "beta2 must be from 0 to below 1, not 1"),
     ],
 )
 def test_recipe_numbers(recipe: Recipe, change: dict, message: str) -> None:
     with pytest.raises(LimnerError, match=message):
         replace(recipe, **change)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        (DiTConfig, {"num_heads": 0}, "num_heads must be at least 1"),
+        (TextRecipe, {"layers": 0}, "layers must be at least 1"),
+        (TextRecipe, {"length": 1}, "length must be at least 2"),
+        (TextRecipe, {"vocab_size": 513}, "vocab_size must be at least 514"),
+        (TextRecipe, {"lr_scale": -1.0}, "lr_scale must be at least 0, not -1"),
+        (TextRecipe, {"lr_scale": math.nan}, "lr_scale must be at least 0, not nan"),
+    ],
+)
+def test_numbers_of_networks_in_a_recipe(kind: Callable, change: dict, message: str) -> None:
+    with pytest.raises(LimnerError, match=message):
+        kind(**change)
 
 
 def test_zero_means_only_at_the_end(recipe: Recipe) -> None:
@@ -681,8 +803,8 @@ from limner.train import loop
 class Kept(loop.Trainer):
     def run(self):
         done = super().run()
-        told = {"recipe": self.recipe, "weights": self.trained.state_dict(), "average": self.average.state_dict()}
-        torch.save(told, f"{sys.argv[1]}/{self.accelerator.process_index}.pt")
+        kept = {"recipe": self.recipe, "weights": self.trained.state_dict(), "average": self.average.state_dict()}
+        torch.save(kept, f"{sys.argv[1]}/{self.accelerator.process_index}.pt")
         return done
 
 loop.Trainer = Kept
@@ -690,23 +812,28 @@ main(sys.argv[2:])
 """
 
 
-def test_two_processes_make_one_run(recipe: Recipe, tmp_path: Path) -> None:
-    """The weights of both are those of one process that follows the mean gradient of both shares of each batch."""
-    (tmp_path / "kept.py").write_text(KEPT)
+def run_by_two(recipe: Recipe, root: Path, *flags: str, **options: object) -> list[dict]:
+    """What both processes of three steps of a tiny run have in the end: recipe, weights, average."""
+    (root / "kept.py").write_text(KEPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [str(tmp_path / "kept.py"), str(tmp_path), "train", "mnist-text", "--no-compile"]
+    command += [str(root / "kept.py"), str(root), "train", "mnist-text", "--no-compile", *flags]
     options = {
         "data.path": recipe.data.path, "output": recipe.output, "size": 8, "channels": 3, "steps": 3, "batch-size": 8,
-        "warmup": 1, "log-every": 1, "model.hidden-size": 32, "model.num-heads": 2, "model.depth": 2, "seed": 4,
+        "warmup": 1, "log-every": 1, "network.hidden-size": 32, "network.num-heads": 2, "network.depth": 2, "seed": 4,
         "clip": 100, "sample-prompts": "a red picture",
-    }  # fmt: skip
+    } | options  # fmt: skip
     command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("use it: limner generate") == 1 and done.stderr.count("step 3 ") == 1
     assert [p.name for p in Path(recipe.output).glob("checkpoint-*")] == ["checkpoint-3"]
-    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
+    return [torch.load(root / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+
+
+def test_two_processes_make_one_run(recipe: Recipe, tmp_path: Path) -> None:
+    """The weights of both are those of one process that follows the mean gradient of both shares of each batch."""
+    one, other = run_by_two(recipe, tmp_path)
     assert_equal(one["weights"], other["weights"])
     assert_equal(one["average"], other["average"])
     wanted = worked_out(one["recipe"], 3, world=2)
@@ -717,6 +844,18 @@ def test_two_processes_make_one_run(recipe: Recipe, tmp_path: Path) -> None:
         torch.testing.assert_close(moments[f"{name}/exp_avg"].double(), moment, rtol=1e-3, atol=1e-5, msg=name)
     losses = [value for _, value in logged(recipe.output)["loss"]]
     assert losses == pytest.approx(wanted.losses, rel=1e-5)
+
+
+def test_two_processes_train_a_null_text_that_not_each_of_them_needs(recipe: Recipe, tmp_path: Path) -> None:
+    """One picture each a step, whose captions are dropped by one process, by none and by both."""
+    options = {"batch-size": 2, "dropout": 0.5, "seed": 16}
+    one, other = run_by_two(recipe, tmp_path, "--text.learned-null", **options)
+    dropped = [[torch.rand(1, generator=generator_of(16, step, rank)) < 0.5 for rank in (0, 1)] for step in range(3)]
+    assert dropped == [[True, False], [False, False], [True, True]]
+    assert_equal(one["weights"], other["weights"])
+    assert_equal(one["average"], other["average"])
+    for name, weight in worked_out(one["recipe"], 3, world=2).weights.items():
+        torch.testing.assert_close(one["weights"][name].double(), weight, rtol=0, atol=1e-5, msg=name)
 
 
 def test_data_errors_before_the_first_step(recipe: Recipe, tmp_path: Path) -> None:
@@ -730,10 +869,10 @@ def test_data_errors_before_the_first_step(recipe: Recipe, tmp_path: Path) -> No
         ({"predicts": "eps"}, "set --predicts flow"),
     ):
         with pytest.raises(LimnerError, match=message):
-            make_task(replace(recipe, **change), pictures, None)
-    task = make_task(replace(recipe, sample_prompts=("a red picture", "red " * 20)), pictures, None)
+            replace(recipe, **change).task(pictures, None)
+    task = replace(recipe, sample_prompts=("a red picture", "red " * 20)).task(pictures, None)
     with pytest.raises(LimnerError, match="over the text encoder's budget of 8"):
-        task.finish(task.trained, CPU)
+        task.build_result(task.parts, CPU)
 
 
 def test_broken_pictures(recipe: Recipe, tmp_path: Path) -> None:
@@ -749,27 +888,32 @@ def test_broken_pictures(recipe: Recipe, tmp_path: Path) -> None:
 def test_shipped_recipes(shared_data: Path, tmp_path: Path) -> None:
     """Every recipe describes a model that can be made for its data."""
     known = {"mnist-unconditional", "mnist-dit", "mnist-class", "mnist-text", "cifar10-text"}
-    assert known | {"world", "world-quick", "world-vae"} <= set(recipe_names())
+    assert known | {"world", "world-quick", "world-text", "world-vae"} <= set(recipe_names())
     sizes = {}
-    vae = make_task(load_recipe("world-vae")[0], open_source(Source("world")), None)
-    save_autoencoder(vae.trained.vae, tmp_path)
-    for name in recipe_names():
+    vae = load_recipe("world-vae")[0].task(open_source(Source("world")), None)
+    save_part(vae.parts["vae"], tmp_path / "vae")
+    for name in sorted(recipe_names(), key=lambda name: name != "world-text"):  # world-quick starts from its encoder
         recipe, _ = load_recipe(name)
         data = replace(recipe.data, name=recipe.data.name.replace("mnist=", f"{shared_data / 'mnist'}="))
         if "world" not in name:
             data = replace(recipe.data, path=str(shared_data / name.split("-")[0]))
         recipe = replace(recipe, **({"autoencoder": str(tmp_path)} if getattr(recipe, "autoencoder", None) else {}))
-        task = make_task(recipe, open_source(data, captions=getattr(recipe, "condition", "none") == "text"), None)
-        sizes[name] = sum(p.numel() for p in getattr(task.trained, "denoiser", task.trained).parameters())
+        if name == "world-quick":
+            assert recipe.text.pretrained == load_recipe("world-text")[0].output
+            recipe = replace(recipe, text=replace(recipe.text, pretrained=str(tmp_path / "text")))
+        task = recipe.task(open_source(data, captions=recipe.captions), None)
+        if name == "world-text":
+            task.build_result(task.parts, CPU).save(tmp_path / "text")
+        sizes[name] = sum(p.numel() for p in getattr(task.parts, "denoiser", task.parts).parameters())
     assert sizes["cifar10-text"] == pytest.approx(9.75e6, rel=0.01)
 
 
 def test_shift_moves_the_levels_of_the_model_towards_noise(recipe: Recipe) -> None:
     """The model samples along a grid that is shifted as its training times were."""
-    made, _ = trainer(replace(recipe, shift=3.0)).result.resolve(Settings(steps=4))
+    schedule, _ = trainer(replace(recipe, shift=3.0)).result.resolve(Settings(steps=4))
     least = 3 * 0.001 / (1 + 2 * 0.001)  # diffusers' scheduler shifts its lowest level too, before it spaces them
     wanted = [3 * s / (1 + 2 * s) for s in torch.linspace(1, least, 4).tolist()]
-    assert [level.sigma for level in made.grid[:-1]] == pytest.approx(wanted, abs=1e-5)
+    assert [level.sigma for level in schedule.grid[:-1]] == pytest.approx(wanted, abs=1e-5)
     for bad in ({"shift": 0.0}, {"shift": 2.0, "path": "cosine", "predicts": "eps"}):
         with pytest.raises(LimnerError, match="shift must be more than 0, and 1 but for the flow path"):
             replace(recipe, **bad)

@@ -13,13 +13,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from limner.errors import LimnerError
+from limner.folders import PRETRAINED
+from limner.model import Model
 from limner.nets.dit import DiT, DiTConfig
-from limner.pipeline import EMBEDDED, Pipeline
+from limner.nets.vae import AutoencoderKL, AutoencoderKLConfig
+from limner.pipeline import Pipeline
 from limner.text.clip import CLIPTextConfig, CLIPTextModel
+from limner.text.conditioner import Classes, NullText, NullTextConfig
 from limner.weights.dialects import clip_text
 from limner.weights.file import read_tensors
 from limner.weights.load import check_finite, load
-from limner.weights.parts import read_text_encoder
+from limner.weights.parts import open_part
 
 TEXT = CLIPTextConfig(100, 32, 64, 2, 4, 16, eos_token_id=99)
 TINY = DiTConfig(4, 1, 2, 16, 1, 2, num_classes=2)
@@ -30,7 +34,8 @@ def model(tmp_path: Path) -> Path:
     """A model folder that is told a class."""
     torch.manual_seed(0)
     scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
-    Pipeline(DiT(TINY).eval(), scheduler, class_names=["a", "b"], defaults={"steps": 2}).save(tmp_path / "model")
+    defaults = {"steps": 2, "guidance_scale": 3.0}
+    Model(DiT(TINY).eval(), Classes(["a", "b"]), scheduler, defaults=defaults).save(tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -62,11 +67,11 @@ def test_a_text_encoder_saved_by_transformers_opens(tmp_path: Path, kind: str) -
     written = load_file(file)
     if kind == "CLIPTextModel":
         assert not any(name.startswith("text_model.") for name in written)  # else the next line compares nothing new
-    torch.testing.assert_close(read_text_encoder(tmp_path)(ids).hidden, states, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(open_part(tmp_path, "CLIPTextModel")(ids).hidden, states, rtol=1e-5, atol=1e-5)
     old = {name if name.startswith("text_") else f"text_model.{name}": tensor for name, tensor in written.items()}
     for positions in (torch.arange(16)[None], torch.arange(16)[None].half()):
         save_file(old | {"text_model.embeddings.position_ids": positions}, file)
-        torch.testing.assert_close(read_text_encoder(tmp_path)(ids).hidden, states, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(open_part(tmp_path, "CLIPTextModel")(ids).hidden, states, rtol=1e-5, atol=1e-5)
 
 
 def test_names_are_mapped_and_still_accounted_for(tmp_path: Path) -> None:
@@ -144,12 +149,15 @@ def test_entries_of_a_network_that_cannot_be_used(model: Path, entries: dict[str
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
+        ({"_class_name": "LimnerPipline"}, r"model_index\.json: unknown family .*; did you mean 'LimnerPipeline'"),
         ({"class_names": 3}, r"model_index\.json: class_names must be a list of different names, not 3"),
-        ({"class_names": ["a"]}, "num_classes is 2, but the number of class_names is 1"),
+        ({"class_names": ["a"]}, r"/model: the DiT's num_classes is 2, but there are 1 class names"),
         ({"defaults": None}, r"model_index\.json: defaults must be an object .*, not None"),
         ({"defaults": {"steps": "x"}}, "steps must be a whole number or null, not 'x'"),
         ({"defaults": {"steps": 0}}, "steps must be at least 1, not 0"),
-        ({"vae": 1}, "vae must be a library and a class"),
+        ({"vae": ["diffusers"]}, r"model_index\.json: vae must be a library and a class, .*, not \['diffusers'\]"),
+        ({"vae": ["diffusers", 1]}, "vae must be a library and a class"),
+        ({"denoiser": ["limner", "Dit"]}, "unknown class in .*/model 'Dit'; did you mean 'DiT'"),
     ],
 )
 def test_entries_of_an_index_that_cannot_be_used(model: Path, entries: dict[str, Any], message: str) -> None:
@@ -177,11 +185,12 @@ def test_entries_of_a_scheduler_that_cannot_be_used(model: Path, entries: dict[s
 
 def test_parts_that_do_not_fit_are_named(tmp_path: Path) -> None:
     """A folder of sound parts, each from another model."""
-    words = Pipeline.from_pretrained(EMBEDDED)
+    words = Pipeline.from_pretrained(PRETRAINED)
     words.save(tmp_path / "words")
     tokenizer = tmp_path / "words/tokenizer/tokenizer_config.json"
     edit(tokenizer, model_max_length=49)
-    with pytest.raises(LimnerError, match="model_max_length 49 is over the text encoder's max_position_embeddings 48"):
+    over = r"/words/tokenizer: .* a model_max_length of 49, over the text encoder's max_position_embeddings 48"
+    with pytest.raises(LimnerError, match=over):
         Pipeline.from_pretrained(tmp_path / "words")
     edit(tokenizer, model_max_length=None)
     with pytest.raises(
@@ -191,12 +200,48 @@ def test_parts_that_do_not_fit_are_named(tmp_path: Path) -> None:
     edit(tokenizer, model_max_length=48)
     edit(tmp_path / "words/model_index.json", vae=None)
     with pytest.raises(
-        LimnerError, match="in_channels is 8, and model_index.json names no vae; a picture has 1 channel or 3"
+        LimnerError, match="/words: what is painted has 8 channels, and model_index.json names no vae; .* has 1 or 3"
     ):
         Pipeline.from_pretrained(tmp_path / "words")
     (tmp_path / "words/text_encoder").rename(tmp_path / "words/elsewhere")
-    with pytest.raises(LimnerError, match="text_dim is 128, but the text encoder's hidden_size is 0"):
+    with pytest.raises(LimnerError, match=r"no file .*/words/text_encoder/config\.json"):
         Pipeline.from_pretrained(tmp_path / "words")
+    edit(tmp_path / "words/model_index.json", text_encoder=None, vae=["diffusers", "AutoencoderKL"])
+    with pytest.raises(LimnerError, match="/words: the DiT's text_dim is 128, but the text encoder's states have 0"):
+        Pipeline.from_pretrained(tmp_path / "words")
+
+
+def test_text_parts_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    """More tokens than embeddings, a learned null of another width, latents of another number of channels."""
+    model = Model.open()
+    width, folder = model.conditioner.width, tmp_path / "words"
+    model.conditioner.null = NullText(NullTextConfig(width + 1))
+    model.save(folder)
+    with pytest.raises(LimnerError, match=f"/words: .*null text has {width + 1} channels, .* states have {width}"):
+        Model.open(folder)
+    (folder / "null_text/config.json").write_text("{}")
+    with pytest.raises(LimnerError, match=r"null_text/config\.json: this does not describe a null text: .* no width"):
+        Model.open(folder)
+    model.conditioner.null = None
+    model.save(folder)
+    text = folder / "text_encoder"
+    size = json.loads((text / "config.json").read_text())["vocab_size"]
+    weights = load_file(text / "model.safetensors")
+    name = "text_model.embeddings.token_embedding.weight"
+    save_file({key: t[:-1].clone() if key == name else t.clone() for key, t in weights.items()}, text / "new")
+    (text / "new").replace(text / "model.safetensors")
+    edit(text / "config.json", vocab_size=size - 1)
+    with pytest.raises(
+        LimnerError, match=f"/words/tokenizer: .* has {size} ids, the text encoder a vocab_size of {size - 1}"
+    ):
+        Model.open(folder)
+    model.save(folder)
+    model.autoencoder = AutoencoderKL(
+        AutoencoderKLConfig(block_out_channels=(8,), latent_channels=2, norm_num_groups=4)
+    )
+    model.save(folder)
+    with pytest.raises(LimnerError, match="/words: the network paints 8 channels, the autoencoder's latents have 2"):
+        Model.open(folder)
 
 
 def test_weights_that_are_no_fractions_are_refused(model: Path) -> None:
@@ -204,16 +249,17 @@ def test_weights_that_are_no_fractions_are_refused(model: Path) -> None:
     with pytest.raises(LimnerError, match=r"patch_in\.bias holds torch\.int64, not floating-point numbers"):
         Pipeline.from_pretrained(model)
     damage(model, "patch_in.bias", lambda tensor: tensor.double())
-    assert Pipeline.from_pretrained(model).denoiser.patch_in.bias.dtype == torch.float32
+    assert Pipeline.from_pretrained(model).model.network.patch_in.bias.dtype == torch.float32
 
 
 def test_weights_that_are_not_finite_are_named(model: Path) -> None:
     damage(model, "blocks.0.to_out.weight", lambda tensor: tensor.index_fill(0, torch.tensor(3), float("nan")))
     pipe = Pipeline.from_pretrained(model)
-    with pytest.raises(
-        LimnerError, match=r"weights of the denoiser are not finite: blocks\.0\.to_out\.weight holds NaN"
-    ):
-        check_finite({"vae": None, "text encoder": CLIPTextModel(TEXT), "denoiser": pipe.denoiser})
+    message = r"weights of the denoiser are not finite: blocks\.0\.to_out\.weight holds NaN"
+    with pytest.raises(LimnerError, match=message):
+        check_finite({"vae": None, "text encoder": CLIPTextModel(TEXT), "denoiser": pipe.model.network})
+    with pytest.raises(LimnerError, match=message):
+        pipe("a")
     check_finite({"vae": None, "text encoder": CLIPTextModel(TEXT)})
 
 

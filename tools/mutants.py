@@ -37,8 +37,9 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = """src/limner/pipeline.py src/limner/denoise.py src/limner/train/diffusion.py src/limner/train/setup.py
-src/limner/train/loss.py src/limner/train/loop.py src/limner/cli/generate.py""".split()
+FILES = """src/limner/pipeline.py src/limner/model.py src/limner/record.py src/limner/denoise.py
+src/limner/text/conditioner.py src/limner/text/encoder.py src/limner/train/diffusion.py src/limner/train/contrastive.py
+src/limner/train/setup.py src/limner/train/loss.py src/limner/train/loop.py src/limner/cli/generate.py""".split()
 CACHE = ROOT / "out/mutants-coverage.json"
 # Imported once, before the forks: what the tests need that is slow to import and is not limner.
 HEAVY = """numpy scipy.ndimage scipy.optimize scipy.stats PIL.Image PIL.ImageDraw PIL.ImageFont torch torch.utils.data

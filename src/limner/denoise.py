@@ -1,6 +1,7 @@
 """From a network to a denoiser `(x, level) -> x0`; guidance takes a denoiser and returns a denoiser."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,61 +10,63 @@ from limner.errors import LimnerError
 from limner.noise.level import Level
 from limner.noise.predict import pair, prediction
 
-# A network with its conditions bound: (x (B, C, H, W), t (B,)) -> F (B, C, H, W).
-Network = Callable[[Tensor, Tensor], Tensor]
 Denoise = Callable[[Tensor, Level], Tensor]
+# (x (B, C, H, W), t (B,), **condition) -> F (B, C, H, W).
+Network = Callable[..., Tensor]
 
 
 class Denoiser:
-    """A network read as x0: float32 outside, the network's own dtype inside.
+    """A network and its condition as x0: float32 outside, the network's own dtype inside.
 
-    `predicts` is what the output F means (eps, sample, v, flow). `copies` repeats x for a network whose conditions
-    hold that many rows a picture, e.g. 2 for [null; prompt].
+    `predicts` is what the output F means (eps, sample, v, flow). `copies` repeats x for a condition that holds that
+    many rows a picture, e.g. 2 for [uncond; cond].
     """
 
     def __init__(
         self,
         network: Network,
         predicts: str,
+        condition: Mapping[str, Any] | None = None,
         *,
         dtype: torch.dtype = torch.float32,
         copies: int = 1,
     ) -> None:
         prediction(predicts)
-        self.network, self.predicts, self.dtype = network, predicts, dtype
-        self.copies = copies
+        self.network, self.predicts, self.condition = network, predicts, condition or {}
+        self.dtype, self.copies = dtype, copies
 
     def pair(self, level: Level) -> tuple[float, float]:
         """(a, b) with x0 = a*x + b*F."""
         return pair(self.predicts, level.alpha, level.sigma)
 
+    @torch.inference_mode()
     def __call__(self, x: Tensor, level: Level) -> Tensor:
         """x (B, C, H, W) float32 -> x0 (copies*B, C, H, W) float32."""
         x = x.repeat(self.copies, 1, 1, 1) if self.copies > 1 else x
         a, b = self.pair(level)
         t = torch.full((x.shape[0],), level.t, device=x.device, dtype=torch.float32)
-        return a * x + b * self.network(x.to(self.dtype), t).float()
+        return a * x + b * self.network(x.to(self.dtype), t, **self.condition).float()
 
 
 def cfg(both: Denoiser, scale: float, rescale: float = 0.0) -> Denoise:
-    """Classifier-free guidance (Ho & Salimans 2022, equation 6) on a denoiser of [null; prompt] (copies=2).
+    """Classifier-free guidance (Ho & Salimans 2022, equation 6) on a denoiser of [uncond; cond] (copies=2).
 
     Acting on x0 equals acting on F, since their relation is affine and the weights sum to 1. What is not affine is
     `rescale`, which pulls the deviation of the guided output towards that of the conditional one: it acts on F
     (Lin et al. 2024, equations 14 to 16).
     """
     if both.copies != 2:
-        raise LimnerError("guidance needs a denoiser of two rows a picture: [null; prompt]")
+        raise LimnerError("guidance needs a denoiser of two rows a picture: [uncond; cond]")
 
     def guided(x: Tensor, level: Level) -> Tensor:
-        null, told = both(x, level).chunk(2)
-        x0 = null + scale * (told - null)
+        uncond, cond = both(x, level).chunk(2)
+        x0 = uncond + scale * (cond - uncond)
         if not rescale:
             return x0
         a, b = both.pair(level)
-        f, f_told = (x0 - a * x) / b, (told - a * x) / b
+        f, f_cond = (x0 - a * x) / b, (cond - a * x) / b
         dims = tuple(range(1, x.ndim))
-        matched = f * (f_told.std(dim=dims, keepdim=True) / f.std(dim=dims, keepdim=True))
+        matched = f * (f_cond.std(dim=dims, keepdim=True) / f.std(dim=dims, keepdim=True))
         return a * x + b * (rescale * matched + (1 - rescale) * f)
 
     return guided

@@ -12,6 +12,10 @@ class LimnerError(ValueError):
     """Bad input: a name, a number, a file or a checkpoint that cannot be used as given."""
 
 
+class LimnerWarning(UserWarning):
+    """Something asked for that has no effect. The command line prints it and goes on."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> LimnerError:
     """The error for a `name` that is none of the `known` ones, with the nearest of them."""
     known = sorted(known)

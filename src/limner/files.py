@@ -13,8 +13,8 @@ from limner.errors import LimnerError
 Config = TypeVar("Config")
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "an object",
          NoneType: "null", tuple: "a list"}  # fmt: skip
-LARGEST = 2**31 - 1  # of whole numbers: torch takes any such number as the side of a tensor
-LAYERS = 512  # over any network's, and few enough that one which its file does not hold is refused within seconds
+MAX_INT = 2**31 - 1  # of whole numbers: torch takes any such number as the side of a tensor
+MAX_LAYERS = 512  # over any network's, and few enough that one which its file does not hold is refused within seconds
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -77,11 +77,11 @@ def check_types(config: object) -> None:
         if not any(_is_a(value, each) for each in choices):
             words = " or ".join(KINDS[get_origin(each) or each] for each in choices)
             raise LimnerError(f"{name} must be {words}, not {value!r:.60}")
-        if type(value) is int and abs(value) > LARGEST:
+        if type(value) is int and abs(value) > MAX_INT:
             raise LimnerError(f"{name} {value!r:.60} is too large")
 
 
-def check_range(config: object, names: Iterable[str], least: int, most: int = LARGEST) -> None:
+def check_range(config: object, names: Iterable[str], least: int, most: int = MAX_INT) -> None:
     """Raises LimnerError for a field below `least` or above `most`; None is in any range."""
     for name in names:
         value = getattr(config, name)
@@ -110,6 +110,6 @@ def is_number(value: object) -> bool:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file, whole or not at all."""
+    """Write a JSON file atomically."""
     text = json.dumps(content, indent=2) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

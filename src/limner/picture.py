@@ -76,21 +76,16 @@ def suffix_kind(path: Path) -> str:
     return kind
 
 
-def save(picture: Image.Image, path: Path, parameters: str = "") -> None:
-    """Write the picture, whole or not at all; a PNG carries `parameters` as AUTOMATIC1111 writes it."""
+def save(picture: Image.Image, path: Path, parameters: str | None = None) -> None:
+    """Write the picture atomically; a PNG carries `parameters`, those of the picture itself if not given."""
     kind = suffix_kind(path)
+    parameters = picture.info.get("parameters", "") if parameters is None else parameters
     info = PngImagePlugin.PngInfo()
     if parameters:
         # iTXt holds any prompt; tEXt, which A1111 writes where it can, only Latin-1.
         (info.add_text if parameters.isascii() else info.add_itxt)("parameters", parameters)
     extra = {"pnginfo": info} if kind == "PNG" else {}
     write_atomically(path, lambda temporary: picture.save(temporary, format=kind, **extra))
-
-
-def parameters_text(prompt: str, negative_prompt: str, settings: dict[str, object]) -> str:
-    """The `parameters` text: the prompt, the negative prompt, then "Steps: 20, Sampler: euler, ..."."""
-    lines = [prompt, *([f"Negative prompt: {negative_prompt}"] if negative_prompt else [])]
-    return "\n".join([*lines, ", ".join(f"{name}: {value}" for name, value in settings.items())])
 
 
 def show(picture: Image.Image, columns: int | None = None) -> str:

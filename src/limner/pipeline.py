@@ -1,9 +1,8 @@
-"""Pipeline: words in, pictures out. One folder on disk, laid out as Hugging Face lays out its pipelines."""
+"""Pipeline: words in, pictures out, each with the record of how it was painted."""
 
-import re
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass, field
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,28 +11,24 @@ from PIL.Image import Image
 from torch import Tensor
 
 from limner.denoise import Denoise, Denoiser, cfg, clip, interval
-from limner.errors import LimnerError, unknown
-from limner.files import read_config, read_json, write_json
-from limner.nets.dit import DiT
-from limner.nets.vae import AutoencoderKL
+from limner.errors import LimnerError, LimnerWarning, unknown
+from limner.model import Model
+from limner.nets.network import take
 from limner.noise.draws import Keyed, TorchDraws
-from limner.noise.grids import Plan, plan
 from limner.picture import to_pictures
-from limner.sample import check_grid, sampler
+from limner.record import parameters_text, settings_entries
+from limner.sample import check_grid
+from limner.schedulers import Schedule, read_schedule, sampler
 from limner.settings import Settings
-from limner.text.clip import CLIPTextModel
-from limner.text.tokenizer import Tokenizer
-from limner.weights.file import write_tensors
-from limner.weights.parts import WEIGHTS, Index, check_fit, read_autoencoder, read_denoiser, read_text_encoder
+from limner.text.conditioner import Ask
+from limner.weights.load import check_finite
 
-EMBEDDED = Path(__file__).parent / "embedded"
-LARGEST = 2**26
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MAX_PIXELS = 2**26
 
 
 class Progress(NamedTuple):
     """One sampling step done: x and the x0 it points to, both (B, C, H, W), in latents where there is an autoencoder
-    (`Pipeline.decode` makes pictures of them)."""
+    (`Model.decode` makes pictures of them)."""
 
     step: int
     steps: int
@@ -41,270 +36,164 @@ class Progress(NamedTuple):
     x0: Tensor
 
 
-@dataclass
-class Pipeline:
-    """A denoiser with what it needs to be asked in words: `Pipeline.from_pretrained(folder)("a handwritten seven")`."""
+class Painting(NamedTuple):
+    """A batch about to be painted: iterate over `steps`, one `Progress` each, and stop iterating to cancel. `records`
+    tell how each picture is painted, as AUTOMATIC1111 writes it."""
 
-    denoiser: DiT
-    scheduler: dict[str, Any]
-    tokenizer: Tokenizer | None = None
-    text_encoder: CLIPTextModel | None = None
-    class_names: Sequence[str] = ()
-    defaults: dict[str, Any] = field(default_factory=dict)
-    name: str = "model"
-    vae: AutoencoderKL | None = None
+    steps: Iterator[Progress]
+    records: list[str]
+
+
+class Pipeline:
+    """A model, asked in words: `Pipeline.from_pretrained(folder)("a handwritten seven")`."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
 
     @classmethod
     def from_pretrained(
         cls, source: str | Path | None = None, device: str = "cpu", dtype: str = "float32"
     ) -> "Pipeline":
-        """Open a model folder, a training run (its newest checkpoint), or, with None, the shipped model.
-
-        `dtype` is float32, bfloat16 or float16. Raises LimnerError for a folder that is neither, and for files that
-        are cut short, hold other tensors or do not fit each other.
-        """
-        if dtype not in DTYPES:
-            raise unknown("dtype", dtype, DTYPES)
-        folder = find_model(source)
-        target, kind = _device(device), DTYPES[dtype]
-        index = read_config(folder / "model_index.json", Index.from_dict)
-        denoiser = read_denoiser(folder).to(target, kind)
-        tokenizer = text_encoder = None
-        if (folder / "text_encoder").is_dir():
-            text_encoder = read_text_encoder(folder / "text_encoder").to(target, kind)
-            tokenizer = Tokenizer.from_pretrained(folder / "tokenizer")
-        scheduler = read_json(folder / "scheduler/scheduler_config.json")
-        vae = read_autoencoder(folder).to(target, kind) if index.has_autoencoder else None
-        check_fit(folder, denoiser, tokenizer, text_encoder, vae, index.class_names)
-        name = "limner" if source is None else Path(source).name
-        return cls(denoiser, scheduler, tokenizer, text_encoder, list(index.class_names), index.defaults, name, vae)
+        """`Model.open` as a pipeline: a model folder, a training run or, with None, the shipped model."""
+        return cls(Model.open(source, device, dtype))
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write the folder that `from_pretrained` opens; `dtype` converts the weights on the way."""
-        folder = Path(folder)
-
-        def write(net: torch.nn.Module, path: Path) -> None:
-            write_tensors(path, {name: t if dtype is None else t.to(dtype) for name, t in net.state_dict().items()})
-
-        if self.vae is not None:
-            save_autoencoder(self.vae, folder, dtype)
-        write(self.denoiser, folder / "denoiser" / WEIGHTS)
-        write_json(folder / "denoiser/config.json", asdict(self.denoiser.config))
-        write_json(folder / "scheduler/scheduler_config.json", self.scheduler)
-        if self.text_encoder is not None and self.tokenizer is not None:
-            write(self.text_encoder, folder / "text_encoder/model.safetensors")
-            write_json(folder / "text_encoder/config.json", self.text_encoder.config.to_dict())
-            self.tokenizer.save(folder / "tokenizer")
-        index: dict[str, Any] = {"_class_name": "LimnerPipeline", "denoiser": ["limner", "DiT"]}
-        index |= {"vae": ["diffusers", "AutoencoderKL"]} if self.vae is not None else {}
-        index |= {"class_names": list(self.class_names)} if self.class_names else {}
-        write_json(folder / "model_index.json", index | {"defaults": self.defaults})
-
-    @property
-    def device(self) -> torch.device:
-        """Where the denoiser's weights are."""
-        return self.denoiser.patch_in.weight.device
-
-    def resolve(self, settings: Settings) -> tuple[Plan, float]:
-        """The plan and the guidance scale that these settings mean for this model."""
-        steps = settings.steps if settings.steps is not None else self.defaults.get("steps", 20)
-        made = plan(self.scheduler, steps, settings.sampler, settings.schedule, settings.eta, settings.shift)
-        check_grid(made.grid)
-        scale = settings.guidance_scale
-        if not self.is_conditional:
-            if scale not in (None, 1.0):
-                raise LimnerError("this model has no condition, so guidance has nothing to act on; leave it out")
-            return made, 1.0
-        return made, float(self.defaults.get("guidance_scale", 3.0) if scale is None else scale)
-
-    @property
-    def is_conditional(self) -> bool:
-        """Whether the model can be asked for anything: words or classes."""
-        return bool(self.text_encoder is not None or self.class_names)
+        self.model.save(folder, dtype)
 
     def __call__(
         self,
         prompt: str | Sequence[str] = "",
         *,
-        negative_prompt: str = "",
-        num_images: int = 1,
-        seed: int | Sequence[int] = 0,
         progress: Callable[[Progress], object] | None = None,
         **settings: Any,
     ) -> list[Image]:
         """Paint `num_images` pictures of each prompt; picture k has seed + k, or the k-th of the seeds given.
 
-        Further keywords are those of `Settings`. Returns PIL pictures, mode L or RGB.
+        Further keywords are those of `paint` and of `Settings`. Returns PIL pictures, mode L or RGB, whose
+        `info["parameters"]` tells how each was painted.
         """
-        last = None
-        with closing(
-            self.stream(prompt, negative_prompt=negative_prompt, num_images=num_images, seed=seed, **settings)
-        ) as steps:
-            for last in steps:
-                if progress is not None:
-                    progress(last)
+        painting, last = self.paint(prompt, **settings), None
+        for last in painting.steps:
+            if progress is not None:
+                progress(last)
         assert last is not None
-        return to_pictures(self.decode(last.x))
+        x = self.model.decode(last.x)
+        if not bool(torch.isfinite(x).all()):  # the first part whose own weights are to blame, if one is
+            check_finite(self.model.parts())
+        pictures = to_pictures(x)
+        for picture, record in zip(pictures, painting.records, strict=True):
+            picture.info["parameters"] = record
+        return pictures
 
-    @torch.inference_mode()
-    def decode(self, x: Tensor) -> Tensor:
-        """What the denoiser works on -> pictures (B, C, H, W) in [-1, 1]; the same tensor without an autoencoder."""
-        if self.vae is None:
-            return x
-        z = self.vae.from_latents(x.to(next(self.vae.parameters()).dtype))
-        return self.vae.decode(z.contiguous(memory_format=torch.channels_last)).float()
-
-    @property
-    def size(self) -> int:
-        """Side in pixels of the pictures the model was trained on."""
-        return self.denoiser.config.sample_size * self._factor
-
-    @property
-    def _factor(self) -> int:
-        return 1 if self.vae is None else self.vae.factor
-
-    def stream(
+    def paint(
         self,
         prompt: str | Sequence[str] = "",
         *,
-        negative_prompt: str = "",
+        negative_prompt: str | None = None,
         num_images: int = 1,
         seed: int | Sequence[int] = 0,
         **settings: Any,
-    ) -> Generator[Progress, None, None]:
-        """The same, one `Progress` a step: for previews; stop iterating to cancel."""
+    ) -> Painting:
+        """Prepare the same, step by step. Prompts are encoded here, once for all steps.
+
+        Raises LimnerError for settings that the model cannot use; warns where one has no effect.
+        """
         wanted = _settings(settings)
         if num_images < 1:
             raise LimnerError(f"the number of pictures must be at least 1, not {num_images}")
         prompts = [p for p in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(num_images)]
-        seeds = [seed + k for k in range(len(prompts))] if isinstance(seed, int) else list(seed)
-        if len(seeds) != len(prompts):
-            raise LimnerError(
-                f"{len(seeds)} seeds were given for {len(prompts)} pictures; give one each, or one number"
-            )
-        made, scale = self.resolve(wanted)
-        shape = self._shape(wanted)
-        draws: Keyed | TorchDraws
-        if wanted.rng == "keyed":
-            draws = Keyed(seeds, shape, self.device)
-        elif wanted.rng == "torch":
-            draws = TorchDraws(seeds[0], (len(prompts), *shape), self.device)
-        else:
-            raise unknown("rng", wanted.rng, ["keyed", "torch"])
-        denoise = self._denoise(prompts, negative_prompt, scale, made, wanted)
-        return self._paint(made, denoise if made.clip is None else clip(denoise, made.clip), draws)
+        schedule, scale = self.resolve(wanted)
+        size = self._size(wanted)
+        draws, seeds = self._draws(seed, len(prompts), size, wanted)
+        if negative_prompt and (scale == 1.0 or not self.model.conditioner.acts):
+            reason = "guidance 1" if self.model.conditioner.acts else "a model without text"
+            warnings.warn(f"the negative prompt has no effect with {reason}", LimnerWarning, stacklevel=3)
+            negative_prompt = None
+        denoise = self._denoise(prompts, negative_prompt, scale, schedule, wanted)
+        run = sampler(schedule.sampler)(
+            denoise, schedule.start * draws.start(), schedule.grid, draws, kappa=schedule.path.kappa, eta=schedule.eta
+        )
+        steps = len(schedule.grid) - 1
+        precision = str(self.model.dtype).removeprefix("torch.")
+        entries = settings_entries(wanted, schedule, scale, size, self.model.name, precision)
+        records = [
+            parameters_text(p, negative_prompt or "", entries | each) for p, each in zip(prompts, seeds, strict=True)
+        ]
+        return Painting(map(lambda step, state: Progress(step, steps, *state), count(1), run), records)
 
-    @torch.inference_mode()
-    def _paint(self, made: Plan, denoise: Denoise, draws: Keyed | TorchDraws) -> Generator[Progress, None, None]:
-        x = made.start * draws.start()
-        run = sampler(made.sampler)(denoise, x, made.grid, draws, kappa=made.path.kappa, eta=made.eta)
-        for i, (x, x0) in enumerate(run, start=1):
-            yield Progress(i, len(made.grid) - 1, x, x0)
+    def resolve(self, settings: Settings) -> tuple[Schedule, float]:
+        """The schedule and the guidance scale that these settings mean for this model."""
+        model = self.model
+        steps = settings.steps if settings.steps is not None else model.defaults["steps"]
+        schedule = read_schedule(
+            model.scheduler, steps, settings.sampler, settings.schedule, settings.eta, settings.shift
+        )
+        check_grid(schedule.grid)
+        scale = settings.guidance_scale
+        if not model.conditioner.acts:
+            if scale not in (None, 1.0):
+                raise LimnerError("this model has no condition, so guidance has nothing to act on; leave it out")
+            return schedule, 1.0
+        return schedule, float(model.defaults["guidance_scale"] if scale is None else scale)
 
-    def _shape(self, settings: Settings) -> tuple[int, int, int]:
-        config = self.denoiser.config
-        width, height = (self.size if s is None else s for s in (settings.width, settings.height))
-        factor = self._factor
-        patch = config.patch_size * factor  # in pixels
-        if width * height > LARGEST:
-            raise LimnerError(f"a picture of {width}x{height} is over the largest that is painted, {LARGEST} pixels")
+    def _size(self, settings: Settings) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        multiple = self.model.network.multiple * self.model.factor  # in pixels
+        width, height = (self.model.size if side is None else side for side in (settings.width, settings.height))
+        if width * height > MAX_PIXELS:
+            raise LimnerError(f"a picture of {width}x{height} is over the largest that is painted, {MAX_PIXELS} pixels")
         for name, side in (("width", width), ("height", height)):
-            if side < patch or side % patch:
-                near = max(patch, round(side / patch) * patch)
-                raise LimnerError(f"{name} {side} is not a multiple of the model's patch of {patch}; try {near}")
-        return config.in_channels, height // factor, width // factor
+            if side < multiple or side % multiple:
+                near = max(multiple, round(side / multiple) * multiple)
+                raise LimnerError(f"{name} {side} is not a multiple of {multiple}, as this model needs; try {near}")
+        return width, height
+
+    def _draws(
+        self, seed: int | Sequence[int], pictures: int, size: tuple[int, int], settings: Settings
+    ) -> tuple[Keyed | TorchDraws, list[dict[str, object]]]:
+        """The noise of the batch, and what of it each picture's record says."""
+        width, height = (side // self.model.factor for side in size)
+        shape = (self.model.network.latent_channels, height, width)
+        if settings.rng == "torch":
+            if not isinstance(seed, int):
+                raise LimnerError("rng torch has one generator for the whole batch: give one seed, not a list")
+            places: list[dict[str, object]] = [
+                {"Batch size": pictures, "Batch pos": k} if pictures > 1 else {} for k in range(pictures)
+            ]
+            draws = TorchDraws(seed, (pictures, *shape), self.model.device)
+            return draws, [{"Seed": seed} | place for place in places]
+        if settings.rng != "keyed":
+            raise unknown("rng", settings.rng, ["keyed", "torch"])
+        seeds = [seed + k for k in range(pictures)] if isinstance(seed, int) else list(seed)
+        if len(seeds) != pictures:
+            raise LimnerError(f"{len(seeds)} seeds were given for {pictures} pictures; give one each, or one number")
+        return Keyed(seeds, shape, self.model.device), [{"Seed": each} for each in seeds]
 
     @torch.inference_mode()
-    def _denoise(self, prompts: list[str], negative: str, scale: float, made: Plan, settings: Settings) -> Denoise:
-        """The guided denoiser of these prompts; conditions are encoded here, once for all steps."""
+    def _denoise(
+        self, prompts: list[str], negative: str | None, scale: float, schedule: Schedule, settings: Settings
+    ) -> Denoise:
+        """The guided denoiser of these prompts, x0 clipped where the scheduler does."""
+        network, n = self.model.network, len(prompts)
+        ask = Ask(settings.truncate)
+        guided = scale != 1.0
+        rows = [*([negative] * n if guided else []), *prompts]  # in one batch, so that both are padded alike
+        condition = network.prepare(self.model.conditioner(rows, ask))
 
-        def bound(condition: dict[str, Any], copies: int) -> Denoiser:
-            def network(x: Tensor, t: Tensor) -> Tensor:
-                return self.denoiser(x, t, **condition)
+        def bound(condition: Any, copies: int) -> Denoiser:
+            return Denoiser(network, schedule.predicts, condition, dtype=self.model.dtype, copies=copies)
 
-            dtype = self.denoiser.patch_in.weight.dtype
-            return Denoiser(network, made.predicts, dtype=dtype, copies=copies)
-
-        def plain() -> Denoiser:
-            return bound(self._condition(prompts, settings.truncate), 1)
-
-        if scale == 1.0 or not self.is_conditional:
-            return plain()
-        both = self._condition([negative] * len(prompts) + prompts, settings.truncate)
-        guided = cfg(bound(both, 2), scale, settings.guidance_rescale)
-        return guided if settings.guidance_interval is None else interval(guided, plain(), *settings.guidance_interval)
-
-    def _condition(self, prompts: list[str], truncate: bool) -> dict[str, Any]:
-        """Keyword arguments of the denoiser for these prompts; "" is the null text or the null class."""
-        if self.text_encoder is not None and self.tokenizer is not None:
-            distinct = list(dict.fromkeys(prompts))
-            ids, mask = self.tokenizer.encode(distinct, truncate=truncate)
-            which = torch.tensor([distinct.index(p) for p in prompts], device=self.device)
-            states = self.text_encoder(ids.to(self.device)).hidden
-            return {"text": self.denoiser.read(states[which], mask.to(self.device)[which])}
-        if self.class_names:
-            return {"labels": torch.tensor([self._label(p) for p in prompts], device=self.device)}
-        if any(prompts):
-            raise LimnerError("this model reads no text; leave the prompt out")
-        return {}
-
-    def _label(self, name: str) -> int:
-        if not name:
-            return self.denoiser.null_class
-        if name not in self.class_names:
-            raise unknown("class", name, self.class_names)
-        return list(self.class_names).index(name)
+        denoise: Denoise = bound(condition, 1 + guided)
+        if guided:
+            denoise = cfg(bound(condition, 2), scale, settings.guidance_rescale)
+            if settings.guidance_interval is not None:
+                denoise = interval(denoise, bound(take(condition, slice(n, None)), 1), *settings.guidance_interval)
+        return denoise if schedule.clip is None else clip(denoise, schedule.clip)
 
 
 def _settings(given: dict[str, Any]) -> Settings:
-    unknown_names = set(given) - set(Settings.__dataclass_fields__)
-    if unknown_names:
-        raise unknown("setting", sorted(unknown_names)[0], Settings.__dataclass_fields__)
+    wrong = sorted(set(given) - set(Settings.__dataclass_fields__))
+    if wrong:
+        raise unknown("setting", wrong[0], Settings.__dataclass_fields__)
     return Settings(**given)
-
-
-def save_autoencoder(vae: AutoencoderKL, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Write folder/vae as diffusers lays it out."""
-    tensors = {name: t if dtype is None else t.to(dtype) for name, t in vae.state_dict().items()}
-    write_tensors(folder / "vae" / WEIGHTS, tensors)
-    write_json(folder / "vae/config.json", vae.config.to_dict())
-
-
-def find_autoencoder(path: str | Path) -> AutoencoderKL:
-    """The autoencoder, in float32, of a model folder, of a training run's newest checkpoint, or the "shipped" one."""
-    folder = EMBEDDED if path == "shipped" else Path(path)
-    found = [folder, *(checkpoint for _, checkpoint in reversed(checkpoints(folder)))]
-    whole = next((each for each in found if (each / "vae/config.json").is_file()), None)
-    if whole is None:
-        raise LimnerError(f"no autoencoder at {path}: expected a folder with vae/config.json, or a run that trains one")
-    return read_autoencoder(whole).float()
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise LimnerError(
-            f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try --device cpu"
-        ) from error
-    return device
-
-
-def find_model(source: str | Path | None) -> Path:
-    """The folder with the model_index.json: `source` itself, or the newest checkpoint of a training run."""
-    folder = EMBEDDED if source in (None, "shipped") else Path(source)
-    if (folder / "model_index.json").is_file():
-        return folder
-    if not folder.exists():
-        raise LimnerError(f"no model at {folder}: give a model folder or a training run, or leave --model out")
-    found = checkpoints(folder)
-    if not found:
-        raise LimnerError(f"{folder} is not a model: it holds neither model_index.json nor a checkpoint-<step> folder")
-    return found[-1][1]
-
-
-def checkpoints(run: Path) -> list[tuple[int, Path]]:
-    """The (step, folder) of every checkpoint-<step> folder of a training run, the newest last."""
-    named = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in run.glob("checkpoint-*"))
-    return sorted((int(match[1]), path) for match, path in named if match)

@@ -12,7 +12,6 @@ from typing import Protocol
 from torch import Tensor
 
 from limner.errors import LimnerError
-from limner.noise.grids import sampler_name
 from limner.noise.level import Level
 
 Denoise = Callable[[Tensor, Level], Tensor]
@@ -154,23 +153,6 @@ def unipc(denoise: Denoise, x: Tensor, grid: Sequence[Level], draw: Draw, *, kap
         x = step(x, _extrapolated(new, x0s[-1] if i else None, grid[i - 1] if i else None, s, t), s, t)
         x0s = [*x0s[-1:], new]
         yield x, new
-
-
-SAMPLERS: dict[str, Sampler] = {
-    "ddpm": ancestral,
-    "ddim": ddim,
-    "euler": euler,
-    "euler_a": ancestral,
-    "heun": heun,
-    "dpmpp_2m": dpmpp_2m,
-    "dpmpp_2m_sde": dpmpp_2m_sde,
-    "unipc": unipc,
-}
-
-
-def sampler(name: str) -> Sampler:
-    """The sampler called `name`, in limner's or AUTOMATIC1111's spelling."""
-    return SAMPLERS[sampler_name(name)]
 
 
 def check_grid(grid: Sequence[Level]) -> None:

@@ -5,9 +5,11 @@ Nothing heavy is imported before the arguments are known to be good.
 
 import importlib
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
-from limner.errors import LimnerError, unknown
+from limner.errors import LimnerError, LimnerWarning, unknown
 
 COMMANDS = ("generate", "train", "evaluate", "data", "inspect")
 OVERVIEW = """usage: limner COMMAND [OPTIONS]
@@ -25,6 +27,18 @@ Text-to-image from zero.
 limner COMMAND --help tells a command's options."""
 
 
+def _print_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
+    """limner's own warnings in a line; others as Python prints them."""
+    shown = (
+        f"limner: {message}\n"
+        if category is LimnerWarning
+        else warnings.formatwarning(message, category, filename, lineno)
+    )
+    sys.stderr.write(shown)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 2 on bad input, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -36,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         print(__version__)
         return
+    warnings.showwarning = _print_warning
     try:
         if arguments[0] not in COMMANDS:
             raise unknown("command", arguments[0], COMMANDS)

@@ -53,8 +53,9 @@ def run(arguments: list[str]) -> None:
 
     prompts = report.load_prompts(args.prompts, args.n, args.seed)
     pipe = Pipeline.from_pretrained(args.model, device=args.device)
-    if min(args.settings.width or pipe.size, args.settings.height or pipe.size) < MIN_SIDE:
-        raise LimnerError(f"{pipe.name} paints {pipe.size}x{pipe.size}; pictures are judged from {MIN_SIDE} pixels on")
+    size, name = pipe.model.size, pipe.model.name
+    if min(args.settings.width or size, args.settings.height or size) < MIN_SIDE:
+        raise LimnerError(f"{name} paints {size}x{size}; pictures are judged from {MIN_SIDE} pixels on")
     result = report.evaluate(pipe, prompts, seed=args.seed, **vars(args.settings))
     output = Path(args.output)
     write_json(output / "grade.json", result.to_dict())
@@ -65,7 +66,7 @@ def run(arguments: list[str]) -> None:
         for each, verdict in zip(prompts, result.verdicts, strict=True):
             print(f"{each.prompt}: {report.describe(verdict)}")
     header, *rows = result.table()
-    table = new_table(title=f"{pipe.name}: {len(prompts)} prompts")
+    table = new_table(title=f"{pipe.model.name}: {len(prompts)} prompts")
     for name in header:
         table.add_column(name, justify="left" if name == "prompts" else "right")
     for row in rows:

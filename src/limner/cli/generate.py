@@ -12,12 +12,6 @@ from limner.errors import LimnerError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from limner.pipeline import Pipeline
-    from limner.settings import Settings
-
-# Names that people know from elsewhere.
-SPELLINGS = {"--cfg-scale": "--guidance-scale", "--num-inference-steps": "--steps"}
-
 
 def _generate_arguments(arguments: list[str]) -> Any:
     import tyro
@@ -26,13 +20,18 @@ def _generate_arguments(arguments: list[str]) -> Any:
     from limner.settings import Settings
 
     @dataclass(frozen=True)
+    class Aliased(Settings):  # names that people know from elsewhere
+        steps: Annotated[int | None, arg(aliases=["--num-inference-steps"])] = None
+        guidance_scale: Annotated[float | None, arg(aliases=["--cfg-scale"])] = None
+
+    @dataclass(frozen=True)
     class Arguments:
         """Paint pictures of the prompts with the shipped model or another one."""
 
-        settings: Annotated[Settings, arg(name="")]
+        settings: Annotated[Aliased, arg(name="")]
         prompt: Positional[tuple[str, ...]] = ("",)
         """What to paint; several prompts make a sheet."""
-        negative_prompt: str = ""
+        negative_prompt: str | None = None
         """What guidance leads away from."""
         model: Annotated[str | None, arg(aliases=["-m"])] = None
         """A model folder or a training run; without it the shipped model."""
@@ -48,13 +47,7 @@ def _generate_arguments(arguments: list[str]) -> Any:
         show: bool = False
         """Draw the result in the terminal too."""
 
-    known = [_respelled(argument) for argument in arguments]
-    return tyro.cli(Arguments, args=known, default=Arguments(Settings()), prog="limner generate")
-
-
-def _respelled(argument: str) -> str:
-    name, equals, value = argument.partition("=")
-    return SPELLINGS.get(name, name) + equals + value
+    return tyro.cli(Arguments, args=arguments, default=Arguments(Aliased()), prog="limner generate")
 
 
 def run(arguments: list[str]) -> None:
@@ -71,14 +64,13 @@ def run(arguments: list[str]) -> None:
         suffix_kind(Path(args.output))  # a bad name is told before the painting, not after
     start = time.perf_counter()
     pipe = Pipeline.from_pretrained(args.model, device=args.device, dtype=args.dtype)
-    asked: dict[str, Any] = {"negative_prompt": args.negative_prompt, "num_images": args.num_images, "seed": args.seed}
+    request: dict[str, Any] = {"negative_prompt": args.negative_prompt, "num_images": args.num_images}
     with _progress(len(prompts) * args.num_images) as advance:
-        pictures = pipe(prompts, **asked, **vars(args.settings), progress=advance)
-    asked_of = [prompt for prompt in prompts for _ in range(args.num_images)]
-    texts = _parameters(pipe, asked_of, args.negative_prompt, args.seed, args.settings)
-    whole, paths = _write(pictures, asked_of if len(prompts) > 1 else [], texts, args.output, folder)
+        pictures = pipe(prompts, **request, seed=args.seed, **vars(args.settings), progress=advance)
+    captions = [prompt for prompt in prompts for _ in range(args.num_images)] if len(prompts) > 1 else []
+    shown, paths = _write(pictures, captions, args.output, folder)
     if args.show:
-        print(show(whole))
+        print(show(shown))
     print(f"{', '.join(map(str, paths))}  {len(pictures)} pictures in {time.perf_counter() - start:.2f} s")
 
 
@@ -100,24 +92,7 @@ def _progress(pictures: int):
     return bar()
 
 
-def _parameters(pipe: "Pipeline", prompts: list[str], negative: str, seed: int, settings: "Settings") -> list[str]:
-    """The `parameters` text of each picture; the first has the seed, the next the next."""
-    from limner import __version__
-    from limner.picture import parameters_text
-
-    made, scale = pipe.resolve(settings)
-    side = pipe.size
-    before: dict[str, object] = {"Steps": len(made.grid) - 1, "Sampler": made.sampler}
-    before |= {"Schedule type": settings.schedule} if settings.schedule else {}
-    before |= {"CFG scale": f"{scale:g}"}
-    after = {"Size": f"{settings.width or side}x{settings.height or side}", "Model": pipe.name}
-    after |= {"Version": f"limner {__version__}"}
-    return [parameters_text(p, negative, before | {"Seed": seed + k} | after) for k, p in enumerate(prompts)]
-
-
-def _write(
-    pictures: list["Image"], captions: list[str], texts: list[str], output: str, folder: bool
-) -> tuple["Image", list[Path]]:
+def _write(pictures: list["Image"], captions: list[str], output: str, folder: bool) -> tuple["Image", list[Path]]:
     """Save a file each, one picture or one sheet; returns what to show and the paths."""
     from limner.picture import save, sheet
 
@@ -126,8 +101,8 @@ def _write(
     shown = sheet(pictures) if several else pictures[0]
     if folder:
         paths = [Path(output) / f"{i:05d}.png" for i in range(len(pictures))]
-        for path, picture, text in zip(paths, pictures, texts, strict=True):
-            save(picture, path, text)
+        for path, picture in zip(paths, pictures, strict=True):
+            save(picture, path)
         return shown, paths
-    save(page, Path(output), "\n\n".join(texts) if captions else texts[0])
+    save(page, Path(output), "\n\n".join(picture.info["parameters"] for picture in pictures))
     return shown, [Path(output)]

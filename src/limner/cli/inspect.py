@@ -39,18 +39,17 @@ def inspect_model(arguments: list[str]) -> None:
         """
         return path
 
-    pipe, table = _open(tyro.cli(parse, args=arguments, prog="limner inspect model")), new_table()
+    model, table = _open(tyro.cli(parse, args=arguments, prog="limner inspect model")).model, new_table()
     for column in ("part", "tensors", "parameters", "configuration"):
         table.add_column(column)
-    for name, net in (("denoiser", pipe.denoiser), ("text_encoder", pipe.text_encoder), ("vae", pipe.vae)):
-        if net is not None:
-            count = sum(p.numel() for p in net.parameters())
-            numbers = ", ".join(f"{key}={value}" for key, value in vars(net.config).items() if value is not None)
-            table.add_row(name, str(len(net.state_dict())), f"{count:,}", numbers)
-    if pipe.tokenizer is not None:
-        table.add_row("tokenizer", "", "", f"vocab_size={pipe.tokenizer.vocab_size}, length={pipe.tokenizer.length}")
-    table.add_row("scheduler", "", "", ", ".join(f"{key}={value}" for key, value in pipe.scheduler.items()))
-    table.add_row("defaults", "", "", ", ".join(f"{key}={value}" for key, value in pipe.defaults.items()))
+    for name, part in model.parts().items():
+        count = sum(p.numel() for p in part.parameters())
+        numbers = ", ".join(f"{key}={value}" for key, value in vars(part.config).items() if value is not None)
+        table.add_row(name, str(len(part.state_dict())), f"{count:,}", numbers)
+    for name, tokenizer in model.tokenizers().items():
+        table.add_row(name, "", "", f"vocab_size={tokenizer.vocab_size}, length={tokenizer.length}")
+    for name, values in (("scheduler", model.scheduler), ("defaults", model.defaults)):
+        table.add_row(name, "", "", ", ".join(f"{key}={value}" for key, value in values.items()))
     print_table(table)
 
 
@@ -71,11 +70,11 @@ def inspect_schedule(arguments: list[str]) -> None:
 
     args = tyro.cli(Arguments, args=arguments, prog="limner inspect schedule")
     from limner.files import read_json
-    from limner.noise.grids import plan
+    from limner.schedulers import read_schedule
     from limner.settings import Settings
 
     if args.path and args.path.endswith(".json"):
-        made = plan(
+        made = read_schedule(
             read_json(Path(args.path)),
             20 if args.steps is None else args.steps,
             args.sampler,
@@ -106,7 +105,7 @@ def inspect_tokens(arguments: list[str]) -> None:
         model: Annotated[str | None, tyro.conf.arg(aliases=["-m"])] = None
 
     args = tyro.cli(Arguments, args=arguments, prog="limner inspect tokens")
-    from limner.pipeline import find_model
+    from limner.folders import find_model
     from limner.text.tokenizer import Tokenizer
 
     folder = find_model(args.model)

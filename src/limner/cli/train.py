@@ -14,7 +14,7 @@ def run(arguments: list[str]) -> None:
         return
     import tyro
 
-    from limner.train.recipe import AutoencoderRecipe, load_recipe
+    from limner.train.recipe import load_recipe
 
     chosen, doc = load_recipe(arguments[0])
 
@@ -36,12 +36,7 @@ def run(arguments: list[str]) -> None:
     except Stopped as stopped:
         raise KeyboardInterrupt(str(stopped)) from stopped
     if os.environ.get("RANK", "0") == "0":
-        use = (
-            "limner train world --autoencoder"
-            if isinstance(chosen, AutoencoderRecipe)
-            else "limner generate PROMPT --model"
-        )
-        print(f"{args.recipe.output}  use it: {use} {args.recipe.output}")
+        print(f"{args.recipe.output}  use it: {args.recipe.use} {args.recipe.output}")
 
 
 def _list_recipes() -> None:

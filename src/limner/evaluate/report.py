@@ -180,4 +180,4 @@ def evaluate(
         for each, picture in zip(prompts, pictures, strict=True)
     ]
     given = {name: value for name, value in settings.items() if value is not None}
-    return Report(list(prompts), pictures, verdicts, {"model": pipe.name, "seed": seed} | given)
+    return Report(list(prompts), pictures, verdicts, {"model": pipe.model.name, "seed": seed} | given)

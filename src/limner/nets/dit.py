@@ -1,12 +1,12 @@
-"""The diffusion transformer (Peebles & Xie 2023), unconditional, told a class, or reading text by cross-attention.
+"""The diffusion transformer (Peebles & Xie 2023), unconditional, by class, or by text.
 
 The text path follows PixArt-alpha (Chen et al. 2024): adaLN carries the time, cross-attention the words. Convolutions
 may stand at its ends (Hoogeboom et al. 2023, "simple diffusion", section 2.3): the transformer then decides what goes
 where in few, large patches, and they draw the edges.
 """
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from limner.errors import LimnerError
-from limner.files import LARGEST, LAYERS, check_range, check_types, from_entries
+from limner.files import MAX_INT, MAX_LAYERS, check_range, check_types, from_entries
 from limner.nets.layers import (
     ResnetBlock,
     TimestepEmbedder,
@@ -27,6 +27,7 @@ from limner.nets.layers import (
     position_table,
     split_heads,
 )
+from limner.nets.network import Condition, Network
 
 CONV_GROUP = 8  # channels that are normalised together
 PATCHES = 256  # on a side, of the largest picture that a model may be made for
@@ -37,8 +38,8 @@ class DiTConfig:
     """The numbers of one DiT. `num_classes` and `text_dim` are 0 where there is no such condition.
 
     `conv_channels` is the width of the convolutional ends, 0 for none; `conv_layers` the residual blocks of each.
-    `position_scale` is how loud positions are beside the patches. With `pooled_text` the mean of the words is told with
-    the time as well (as Stable Diffusion 3 tells its pooled text, Esser et al. 2024, section 4).
+    `position_scale` multiplies the position embedding. With `pooled_text` the mean of the words is added to the time's
+    embedding (as Stable Diffusion 3 tells its pooled text, Esser et al. 2024, section 4).
     """
 
     sample_size: int = 32
@@ -58,10 +59,8 @@ class DiTConfig:
     def __post_init__(self) -> None:
         check_types(self)
         check_range(self, ("sample_size", "in_channels", "patch_size", "hidden_size", "num_heads"), 1)
-        check_range(self, ("depth", "conv_layers"), 0, LAYERS)
+        check_range(self, ("depth", "conv_layers"), 0, MAX_LAYERS)
         check_range(self, ("num_classes", "text_dim"), 0)
-        if self.sample_size % self.patch_size:
-            raise LimnerError(f"sample_size {self.sample_size} is not divisible by patch_size {self.patch_size}")
         if self.hidden_size % self.num_heads or self.hidden_size % 4:
             raise LimnerError(
                 f"hidden_size {self.hidden_size} must be divisible by num_heads {self.num_heads} and by 4"
@@ -73,29 +72,23 @@ class DiTConfig:
             )
         if self.sample_size // self.patch_size > PATCHES:
             raise LimnerError(f"sample_size {self.sample_size} is more than {PATCHES} patches of {self.patch_size}")
-        if not 1 <= self.hidden_size * self.mlp_ratio <= LARGEST:
+        if not 1 <= self.hidden_size * self.mlp_ratio <= MAX_INT:
             raise LimnerError(f"mlp_ratio {self.mlp_ratio} of hidden_size {self.hidden_size} is no width of a layer")
         if self.position_scale <= 0:
             raise LimnerError(f"position_scale must be more than 0, not {self.position_scale}")
-        if self.pooled_text and not self.text_dim:
-            raise LimnerError("pooled_text needs a text encoder: there are no words to take the mean of")
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> "DiTConfig":
         """From a config.json, which has no other entries."""
         return from_entries(cls, config, "a DiT")
 
-
-class TextMemory(NamedTuple):
-    """What the text contributes: keys and values of each block's cross-attention, made once per picture."""
-
-    kv: list[tuple[Tensor, Tensor]]  # depth pairs of (B, H, L, d)
-    mask: Tensor | None  # (B, 1, 1, L), True at real tokens
-    pooled: Tensor | None = None  # (B, D), what is added to the time
+    def to_dict(self) -> dict[str, Any]:
+        """A config.json that `from_dict` reads back."""
+        return asdict(self)
 
 
 class CrossAttention(nn.Module):
-    """Pictures' tokens (B, N, D) ask, text tokens (B, L, C) answer."""
+    """The projections of attention from picture tokens (B, N, D) to text tokens (B, L, C)."""
 
     def __init__(self, dim: int, text_dim: int, heads: int) -> None:
         super().__init__()
@@ -104,13 +97,10 @@ class CrossAttention(nn.Module):
         self.to_kv = nn.Linear(text_dim, 2 * dim)
         self.to_out = nn.Linear(dim, dim)
 
-    def read(self, text: Tensor) -> tuple[Tensor, Tensor]:
+    def project_text(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """Text (B, L, C) -> keys and values, each (B, H, L, d)."""
         k, v = self.to_kv(text).chunk(2, dim=-1)
         return split_heads(k, self.heads), split_heads(v, self.heads)
-
-    def forward(self, x: Tensor, kv: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        return self.to_out(merge_heads(attention(split_heads(self.to_q(x), self.heads), *kv, mask)))
 
 
 class DiTBlock(nn.Module):
@@ -128,24 +118,23 @@ class DiTBlock(nn.Module):
         self.mlp_in = nn.Linear(dim, inner)
         self.mlp_out = nn.Linear(inner, dim)
 
-    def self_attention(self, x: Tensor) -> Tensor:
-        q, k, v = (split_heads(part, self.heads) for part in self.to_qkv(x).chunk(3, dim=-1))
-        return self.to_out(merge_heads(attention(q, k, v)))
-
     def forward(self, x: Tensor, c: Tensor, kv: tuple[Tensor, Tensor] | None, mask: Tensor | None) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, dim=-1)  # each (B, D)
-        x = torch.addcmul(x, gate1[:, None], self.self_attention(modulate(self.norm(x), shift1, scale1)))
+        q, k, v = self.to_qkv(modulate(self.norm(x), shift1, scale1)).chunk(3, dim=-1)
+        h = attention(split_heads(q, self.heads), split_heads(k, self.heads), split_heads(v, self.heads))
+        x = torch.addcmul(x, gate1[:, None], self.to_out(merge_heads(h)))
         if self.cross is not None and kv is not None:
-            x = x + self.cross(self.norm(x), kv, mask)
+            h = attention(split_heads(self.cross.to_q(self.norm(x)), self.heads), *kv, mask)
+            x = x + self.cross.to_out(merge_heads(h))
         # The exact GELU: on a CPU it takes half the time of the tanh approximation.
         h = F.gelu(self.mlp_in(modulate(self.norm(x), shift2, scale2)))
         return torch.addcmul(x, gate2[:, None], self.mlp_out(h))
 
 
-class ConvEnds(nn.Module):
+class ConvStem(nn.Module):
     """Convolutions at the full size before the transformer and after it, with a skip past it.
 
-    `enter` makes of the picture (B, C, H, W) the features (B, S, H, W) that are cut into patches; `leave` makes the
+    `encode` makes of the picture (B, C, H, W) the features (B, S, H, W) that are cut into patches; `decode` makes the
     output (B, C, H, W) of those features and what the transformer added to them. c (B, D) is the time.
     """
 
@@ -165,33 +154,38 @@ class ConvEnds(nn.Module):
         # With the weights' channels last too, a training step on a CPU takes a sixth less time.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def enter(self, x: Tensor, c: Tensor) -> Tensor:
+    def encode(self, x: Tensor, c: Tensor) -> Tensor:
         x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         for block in self.down:
             x = block(x, c)
         return x
 
-    def leave(self, x: Tensor, c: Tensor) -> Tensor:
+    def decode(self, x: Tensor, c: Tensor) -> Tensor:
         for block in self.up:
             x = block(x, c)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
-class DiT(nn.Module):
-    """x (B, C, H, W), t (B,) in [0, 1000] -> the network's output F (B, C, H, W)."""
+class DiT(Network):
+    """The diffusion transformer: x (B, C, H, W), t (B,) in [0, 1000] -> F (B, C, H, W)."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
+        if config.sample_size % config.patch_size:
+            raise LimnerError(f"sample_size {config.sample_size} is not divisible by patch_size {config.patch_size}")
+        if config.pooled_text and not config.text_dim:
+            raise LimnerError("pooled_text needs a text encoder: there are no words to take the mean of")
         self.config = config
+        self.latent_channels, self.multiple = config.in_channels, config.patch_size
         dim, patch = config.hidden_size, config.patch_size
-        self.ends = ConvEnds(config) if config.conv_channels else None
+        self.ends = ConvStem(config) if config.conv_channels else None
         channels = config.conv_channels or config.in_channels  # of what is cut into patches
         self.patch_in = nn.Linear(channels * patch * patch, dim)
         self.time = TimestepEmbedder(dim)
         # The last row is the null class of classifier-free guidance.
         self.classes = nn.Embedding(config.num_classes + 1, dim) if config.num_classes else None
         self.pool = nn.Linear(config.text_dim, dim) if config.pooled_text else None
-        self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.depth))
+        self.blocks: Any = nn.ModuleList(DiTBlock(config) for _ in range(config.depth))
         self.norm_out = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.modulation_out = nn.Linear(dim, 2 * dim)
         self.patch_out = nn.Linear(dim, channels * patch * patch)
@@ -225,36 +219,67 @@ class DiT(nn.Module):
         """The label that stands for no label."""
         return self.config.num_classes
 
-    def read(self, text: Tensor, mask: Tensor | None = None) -> TextMemory:
-        """Text states (B, L, C) and their mask (B, L), True at real tokens -> what all steps of a picture share."""
-        kv = [block.cross.read(text) for block in self.blocks]  # type: ignore[union-attr, operator]
-        pooled = self.pool(masked_mean(text, mask)) if self.pool is not None else None
-        return TextMemory(kv, None if mask is None else mask[:, None, None, :], pooled)
+    @property
+    def repeated(self) -> list[nn.Module]:
+        # The whole does not compile where convolutions stand beside text of changing length: torch then takes
+        # attention's keys for pictures and lays them out anew.
+        return list(self.blocks)
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None, text: TextMemory | None = None) -> Tensor:
-        """`labels` (B,) with `null_class` for none where the model has classes; `text` from `read` where it reads."""
+    def misfit(self, text_width: int, classes: int) -> str | None:
+        config = self.config
+        if config.text_dim != text_width:
+            return f"the DiT's text_dim is {config.text_dim}, but the text encoder's states have {text_width}"
+        if config.num_classes != classes:
+            return f"the DiT's num_classes is {config.num_classes}, but there are {classes} class names"
+        return None
+
+    def prepare(self, condition: Condition) -> Condition:
+        """{"labels": (B,)} as it is; {"text": (B, L, C), "mask": (B, L)}, True at real tokens, -> keys and values."""
+        prepared = dict(condition)
+        if "text" not in condition:
+            return prepared
+        text, mask = prepared.pop("text").to(self.patch_in.weight.dtype), prepared.pop("mask", None)
+        kv = [block.cross.project_text(text) for block in self.blocks]  # depth pairs of (B, H, L, d)
+        prepared |= {"keys": tuple(k for k, _ in kv), "values": tuple(v for _, v in kv)}
+        if mask is not None:
+            prepared["mask"] = mask[:, None, None, :]
+        if self.pool is not None:
+            prepared["pooled"] = self.pool(masked_mean(text, mask))
+        return prepared
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        labels: Tensor | None = None,
+        keys: tuple[Tensor, ...] | None = None,
+        values: tuple[Tensor, ...] | None = None,
+        mask: Tensor | None = None,
+        pooled: Tensor | None = None,
+    ) -> Tensor:
+        """`labels` (B,), with `null_class` for none, where the model has classes; else what `prepare` made of a text:
+        `keys` and `values`, one (B, H, L, d) a block, `mask` (B, 1, 1, L) and `pooled` (B, D)."""
         config, patch = self.config, self.config.patch_size
         height, width = x.shape[2:]
         if height % patch or width % patch:
             raise LimnerError(f"a picture of {width}x{height} does not divide into patches of {patch}x{patch}")
-        if (text is None) != (not config.text_dim) or (labels is not None and self.classes is None):
+        if (keys is None) != (not config.text_dim) or (labels is not None and self.classes is None):
             raise LimnerError("a network with text_dim must be given text, and only one with num_classes takes labels")
         c = self.time(t)
         if self.classes is not None:
             c = c + self.classes(labels if labels is not None else torch.full_like(t, self.null_class).long())
-        if text is not None and text.pooled is not None:
-            c = c + text.pooled
+        if pooled is not None:
+            c = c + pooled
         c = F.silu(c)  # (B, D)
-        features = x if self.ends is None else self.ends.enter(x, c)
+        features = x if self.ends is None else self.ends.encode(x, c)
         x = self.patch_in(rearrange(features, "b c (h p) (w q) -> b (h w) (c p q)", p=patch, q=patch))  # (B, N, D)
         base = config.sample_size // patch
         table = position_table(height // patch, width // patch, config.hidden_size, base, x.device)
         x = x + config.position_scale * table.to(x.dtype)
-        kv = text.kv if text is not None else [None] * config.depth
-        mask = text.mask if text is not None else None
+        kv = [None] * config.depth if keys is None or values is None else zip(keys, values, strict=True)
         for block, block_kv in zip(self.blocks, kv, strict=True):
             x = block(x, c, block_kv, mask)
         shift, scale = self.modulation_out(c).chunk(2, dim=-1)
         x = self.patch_out(modulate(self.norm_out(x), shift, scale))
         x = rearrange(x, "b (h w) (c p q) -> b c (h p) (w q)", h=height // patch, p=patch, q=patch)
-        return x if self.ends is None else self.ends.leave(features + x, c)
+        return x if self.ends is None else self.ends.decode(features + x, c)

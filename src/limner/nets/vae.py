@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limner.errors import LimnerError
-from limner.files import LAYERS, check_range, check_types, from_entries, is_number
+from limner.files import MAX_LAYERS, check_range, check_types, from_entries, is_number
 from limner.nets.layers import ResnetBlock, attention, conv3, merge_heads, norm, split_heads
 
 BLOCK_TYPES = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}  # one a level
@@ -59,7 +59,7 @@ class AutoencoderKLConfig:
         if not is_number(self.scaling_factor) or self.scaling_factor <= 0:
             raise LimnerError(f"scaling_factor must be a number above 0, not {self.scaling_factor!r}")
         check_types(self)
-        check_range(self, ("layers_per_block",), 1, LAYERS // len(self.block_out_channels))
+        check_range(self, ("layers_per_block",), 1, MAX_LAYERS // len(self.block_out_channels))
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> AutoencoderKLConfig:

@@ -33,6 +33,10 @@ class Path(Protocol):
         """Training times for u (B,) uniform in [0, 1): (B,) in [0, 1000]."""
         ...
 
+    def times_at(self, rho: Tensor) -> Tensor:
+        """Training times at which sigma/alpha is nearest to rho (B,): (B,) in [0, 1000]."""
+        ...
+
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma), float32 (B,), at training times t (B,)."""
         ...
@@ -60,7 +64,7 @@ class Discrete:
         # float32 here too: the published schedulers find fractional times in this table, to the last digit.
         self.rho = (((1 - alphas_bar) / alphas_bar) ** 0.5).numpy()
 
-    def hold_above_zero(self) -> None:
+    def clamp_terminal_snr(self) -> None:
         """Keep the last level just short of pure noise: alpha-bar 2^-24, where diffusers' sigma solvers hold it."""
         self._tabulate(torch.cat([self.alphas_bar[:-1], torch.tensor([2.0**-24])]))
 
@@ -94,6 +98,11 @@ class Discrete:
     def times(self, u: Tensor) -> Tensor:
         return (u * self.steps).floor().clamp(max=self.steps - 1)
 
+    def times_at(self, rho: Tensor) -> Tensor:
+        table = torch.from_numpy(self.rho).log()
+        between = (table[1:] + table[:-1]) / 2
+        return torch.searchsorted(between, rho.float().log()).float()
+
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha, sigma = (torch.as_tensor(a, dtype=torch.float32, device=t.device) for a in (self.alpha, self.sigma))
         return alpha[t.long()], sigma[t.long()]
@@ -116,46 +125,12 @@ class Flow:
     def times(self, u: Tensor) -> Tensor:
         return 1000.0 * u
 
+    def times_at(self, rho: Tensor) -> Tensor:
+        return 1000.0 * rho / (1.0 + rho)
+
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         sigma = t.float() / 1000.0
         return 1.0 - sigma, sigma
-
-
-class EDM:
-    """Noise ratios from sigma_min to sigma_max, for data of unit variance (Karras et al. 2022, table 1).
-
-    x is kept at unit variance (alpha^2 + sigma^2 = 1) where the paper keeps alpha = 1: samplers give the same
-    pictures in either scale, and the paper's input scaling c_in is then 1 and its c_skip and c_out are v-prediction.
-    The network is told t, the place of log rho between log sigma_min (0) and log sigma_max (1000).
-    """
-
-    kappa = 0
-
-    def __init__(
-        self, sigma_min: float = 0.002, sigma_max: float = 80.0, p_mean: float = -1.2, p_std: float = 1.2
-    ) -> None:
-        if not 0 < sigma_min < sigma_max:
-            raise LimnerError(f"an EDM path needs 0 < sigma_min < sigma_max, not {sigma_min} and {sigma_max}")
-        self.lo, self.hi = math.log(sigma_min), math.log(sigma_max)
-        self.p_mean, self.p_std = p_mean, p_std
-
-    def level(self, t: float) -> Level:
-        return from_rho(float(t), math.exp(self.lo + (self.hi - self.lo) * t / 1000.0))
-
-    def level_at(self, rho: float) -> Level:
-        if rho <= 0:
-            return Level(0.0, 1.0, 0.0)
-        return from_rho(1000.0 * (math.log(rho) - self.lo) / (self.hi - self.lo), rho)
-
-    def times(self, u: Tensor) -> Tensor:
-        """log rho is normal with mean p_mean and deviation p_std (table 1), kept inside the path."""
-        log_sigma = self.p_mean + self.p_std * torch.special.ndtri(u.double().clamp(1e-6, 1 - 1e-6))
-        return (1000.0 * (log_sigma - self.lo) / (self.hi - self.lo)).clamp(0.0, 1000.0).float()
-
-    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        rho = torch.exp(self.lo + (self.hi - self.lo) * t.float() / 1000.0)
-        alpha = (1 + rho**2).rsqrt()
-        return alpha, rho * alpha
 
 
 def from_rho(t: float, rho: float) -> Level:
@@ -199,12 +174,11 @@ PATHS: dict[str, Callable[[], Path]] = {
     "scaled_linear": scaled_linear,
     "cosine": cosine,
     "flow": Flow,
-    "edm": EDM,
 }
 
 
 def path(name: str) -> Path:
-    """The path called `name` with the values of its paper, e.g. `path("cosine")`; "flow" and "edm" included."""
+    """The path called `name` with the values of its paper, e.g. `path("cosine")`."""
     if name not in PATHS:
         raise unknown("path", name, PATHS)
     return PATHS[name]()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limner.errors import LimnerError, unknown
-from limner.files import LAYERS, check_range, check_types, from_entries
+from limner.files import MAX_LAYERS, check_range, check_types, from_entries
 from limner.nets.layers import attention, merge_heads, split_heads
 
 
@@ -47,7 +47,7 @@ class CLIPTextConfig:
             raise unknown("hidden_act", self.hidden_act, ACTIVATIONS)
         check_range(self, ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads"), 1)
         check_range(self, ("max_position_embeddings", "projection_dim"), 1)
-        check_range(self, ("num_hidden_layers",), 1, LAYERS)
+        check_range(self, ("num_hidden_layers",), 1, MAX_LAYERS)
         check_range(self, ("eos_token_id",), 0)
         if self.layer_norm_eps <= 0:
             raise LimnerError(f"layer_norm_eps must be more than 0, not {self.layer_norm_eps}")

@@ -1,22 +1,23 @@
 """Training an autoencoder: pictures in, the same pictures out, by way of latents near a unit Gaussian."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from limner.data.batches import Batches
 from limner.data.collection import Collection
 from limner.errors import LimnerError
-from limner.nets.vae import AutoencoderKL, AutoencoderKLConfig
+from limner.nets.vae import AutoencoderKL
 from limner.picture import sheet, to_pictures
-from limner.pipeline import save_autoencoder
 from limner.train.recipe import AutoencoderRecipe
+from limner.weights.parts import save_part
 
-UNSEEN = 2**20  # the step whose batches are kept for measuring: far beyond the end of any run on endless data
+HELD_BACK = 2**20  # the step whose batch is measured on: far beyond the end of any run on endless data
 
 
 class AutoencoderLoss(nn.Module):
@@ -48,7 +49,7 @@ class TrainedAutoencoder:
         latents = torch.cat([self.vae.encode(x).mean for x in self._batches()])
         shift, scale = float(latents.mean()), float(1 / latents.std())
         self.vae.config = replace(self.vae.config, shift_factor=shift, scaling_factor=scale)
-        save_autoencoder(self.vae, folder)
+        save_part(self.vae, folder / "vae")
 
     def _batches(self) -> list[Tensor]:
         device = next(self.vae.parameters()).device
@@ -61,65 +62,45 @@ class TrainedAutoencoder:
 
 
 class Autoencoding:
-    """What the training loop asks of an autoencoder's run."""
+    """The task of an `AutoencoderRecipe`."""
 
-    def __init__(self, recipe: AutoencoderRecipe, pictures: Collection, start: Path | None) -> None:
+    def __init__(self, recipe: AutoencoderRecipe, pictures: Collection) -> None:
+        """An untrained autoencoder, the same for the same seed."""
         torch.manual_seed(recipe.seed)
-        model = recipe.model
-        factor = 2 ** (len(model.widths) - 1)
+        factor = 2 ** (len(recipe.network.block_out_channels) - 1)
         if recipe.size % factor:
             raise LimnerError(f"size {recipe.size} must be a multiple of {factor}, one latent's side")
-        config = AutoencoderKLConfig(
-            in_channels=recipe.channels,
-            out_channels=recipe.channels,
-            block_out_channels=model.widths,
-            layers_per_block=model.layers,
-            latent_channels=model.latent_channels,
-            norm_num_groups=model.groups,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        )
+        config = replace(recipe.network, in_channels=recipe.channels, out_channels=recipe.channels)
         # On a CPU convolutions are faster with channels last.
         vae = AutoencoderKL(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.trained = AutoencoderLoss(vae, recipe.kl, recipe.edges)
-        self.compiled: list[nn.Module] = [vae]
-        self.held = Batches(pictures, 128, recipe.size, recipe.channels, recipe.seed).batch(UNSEEN)["images"]
+        self.loss = AutoencoderLoss(vae, recipe.kl, recipe.edges)
+        self.parts = nn.ModuleDict({"vae": vae})
+        self.to_compile: list[nn.Module] = [vae]
+        self.recipe, self.pictures = recipe, pictures
 
-    @property
-    def groups(self) -> list[dict]:
-        """The optimiser's groups; `scale` is of the learning rate."""
-        return [{"params": list(self.trained.parameters()), "scale": 1.0}]
+    def groups(self) -> list[dict[str, Any]]:
+        return [{"params": list(self.parts.parameters()), "scale": 1.0}]
 
-    def collection(self, pictures: Collection, device: torch.device, say: Callable[[str], None]) -> Collection:
-        """What the batches are made of."""
+    def dataset(self, pictures: Collection, device: torch.device, log: Callable[[str], None]) -> Collection:
         return pictures
 
-    def begin(
-        self,
-        pictures: Collection,
-        device: torch.device,
-        autocast: Callable[[], AbstractContextManager],
-        say: Callable[[str], None],
-    ) -> None:
-        """Nothing comes before the first step."""
-
-    def finish(self, average: nn.Module, device: torch.device) -> TrainedAutoencoder:
-        """The result of the run, sharing the averaged weights."""
-        assert isinstance(average, AutoencoderLoss)
-        return TrainedAutoencoder(average.vae, self.held)
+    def build_result(self, average: Any, device: torch.device) -> TrainedAutoencoder:
+        recipe = self.recipe
+        batches = Batches(self.pictures, 128, recipe.size, recipe.channels, recipe.seed)
+        return TrainedAutoencoder(average["vae"].to(device), batches.batch(HELD_BACK)["images"])
 
     def inputs(self, batch: dict, generator: torch.Generator, device: torch.device) -> tuple:
         """The arguments of the loss for a batch."""
         x = batch["images"].to(device, non_blocking=True).float() / 127.5 - 1
         return x.contiguous(memory_format=torch.channels_last), generator
 
-    def paint(self, model: TrainedAutoencoder):
-        """A sheet of held pictures, each beside its reconstruction."""
-        x = self.held[:32].float() / 127.5 - 1
-        pairs = torch.stack([x, model.reconstruct()[:32]], dim=1).flatten(0, 1)
+    def sheet(self, result: TrainedAutoencoder) -> Image:
+        """Held-back pictures, each beside its reconstruction."""
+        x = result.held[:32].float() / 127.5 - 1
+        pairs = torch.stack([x, result.reconstruct()[:32]], dim=1).flatten(0, 1)
         return sheet(to_pictures(pairs), columns=8, scale=max(1, 96 // x.shape[-1]))
 
-    def measure(self, model: TrainedAutoencoder) -> dict[str, float]:
-        """PSNR in dB over the held pictures."""
-        error = (model.reconstruct() - (self.held.float() / 127.5 - 1)) / 2
+    def measure(self, result: TrainedAutoencoder) -> dict[str, float]:
+        """PSNR in dB over the held-back pictures."""
+        error = (result.reconstruct() - (result.held.float() / 127.5 - 1)) / 2
         return {"psnr": float(-10 * error.square().mean().log10())}

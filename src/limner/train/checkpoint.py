@@ -9,31 +9,35 @@ import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from limner.errors import LimnerError
 from limner.files import read_json, write_json
-from limner.pipeline import checkpoints
+from limner.folders import checkpoints
 from limner.train.recipe import Run
+from limner.train.task import Result
 from limner.weights.file import read_tensors, write_tensors
-from limner.weights.load import account
+from limner.weights.load import state_dict_problems
+from limner.weights.parts import PARTS
+
+AVERAGE = "training/average.safetensors"
 
 
-class Model(Protocol):
-    """What a run makes: a folder of weights."""
-
-    def save(self, folder: Path) -> None: ...
-
-
-def save(run: Path, step: int, model: Model, trained: nn.Module, optimizer: torch.optim.Optimizer, recipe: Run) -> Path:
-    """Write run/checkpoint-<step>, whole or not at all, and drop the oldest beyond `recipe.keep`."""
+def save(
+    run: Path, step: int, result: Result, trained: nn.ModuleDict, average: nn.ModuleDict,
+    optimizer: torch.optim.Optimizer, recipe: Run,
+) -> Path:  # fmt: skip
+    """Write run/checkpoint-<step> atomically, and drop the oldest beyond `recipe.keep`."""
     folder = run / f"checkpoint-{step}"
     draft = run / f".checkpoint-{step}-{os.getpid()}"
     try:
-        model.save(draft)
+        result.save(draft)
+        rest = {name: part for name, part in average.items() if not (draft / name).is_dir()}
+        if rest:  # what is trained and no part of the result
+            write_tensors(draft / AVERAGE, nn.ModuleDict(rest).state_dict())
         write_tensors(draft / "training/weights.safetensors", trained.state_dict())
         write_tensors(draft / "training/optimizer.safetensors", optimizer_tensors(optimizer, trained))
         write_json(draft / "training/state.json", {"step": step, "recipe": asdict(recipe)})
@@ -86,24 +90,21 @@ def changes(folder: Path, recipe: Run) -> str:
     """What the recipe has other than the one the checkpoint was trained by, in words; empty where nothing."""
     before = read_json(folder / "training/state.json")["recipe"]
     now = json.loads(json.dumps(asdict(recipe)))
-    told = [f"{name} {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]
-    return f", changed: {'; '.join(told)}" if told else ""
+    changed = [f"{name} {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]
+    return f", changed: {'; '.join(changed)}" if changed else ""
 
 
-def restore(folder: Path, trained: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module) -> int:
+def restore(folder: Path, trained: nn.Module, optimizer: torch.optim.Optimizer, average: nn.ModuleDict) -> int:
     """Put a checkpoint's weights, averages and moments back; returns the step it was written after."""
-    _assign(trained, read_tensors(folder / "training/weights.safetensors"), folder)
-    parts = {
-        "denoiser": "denoiser/diffusion_pytorch_model.safetensors",
-        "text_encoder": "text_encoder/model.safetensors",
-        "vae": "vae/diffusion_pytorch_model.safetensors",
-    }
-    averages = {
-        f"{part}.{name}": tensor
-        for part, file in parts.items()
-        if getattr(average, part, None) is not None
-        for name, tensor in read_tensors(folder / file).items()
-    }
+    averages = read_tensors(folder / AVERAGE) if (folder / AVERAGE).is_file() else {}
+    for part, module in average.items():
+        if (folder / part).is_dir():
+            tensors = read_tensors(folder / part / PARTS[type(module).__name__].file)
+            averages |= {f"{part}.{name}": tensor for name, tensor in tensors.items()}
+    weights = read_tensors(folder / "training/weights.safetensors")
+    known = {name.split(".")[0] for name in weights}  # a part that was frozen has its weights in the result alone
+    weights |= {name: tensor for name, tensor in averages.items() if name.split(".")[0] not in known}
+    _assign(trained, weights, folder)
     _assign(average, averages, folder)
     moments = read_tensors(folder / "training/optimizer.safetensors")
     state: dict[Tensor, dict[str, Any]] = {}
@@ -127,7 +128,7 @@ def restore(folder: Path, trained: nn.Module, optimizer: torch.optim.Optimizer, 
 def _assign(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
     """Copy the tensors into the module; all must fit."""
     wanted = {name: tuple(t.shape) for name, t in module.state_dict().items()}
-    problems = account(wanted, {name: tuple(t.shape) for name, t in tensors.items()})
+    problems = state_dict_problems(wanted, {name: tuple(t.shape) for name, t in tensors.items()})
     if problems:
         raise LimnerError(f"{folder} was trained with another recipe:\n  " + "\n  ".join(problems[:8]))
     module.load_state_dict(tensors)

@@ -1,38 +1,40 @@
-"""A contrastive start for a text encoder: CLIP's own training (Radford et al. 2021, figure 3), small, before the run.
+"""Training a text encoder by contrast: CLIP's own training (Radford et al. 2021, figure 3), small.
 
-A text encoder that is trained with the denoiser alone hears little but noise for long, since what the words are worth
+A text encoder that is trained with the denoiser alone gets a noisy gradient for long, since what the words are worth
 shows only once pictures are half painted. Here it first learns which caption belongs to which picture of a batch. The
-small network that looks at the pictures, or at their latents where those are painted, is thrown away after.
+small image encoder, which sees the pictures or their latents, only serves this training.
 """
 
-import copy
-import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limner.data.batches import Batches
-from limner.errors import LimnerError
-from limner.nets.layers import conv3, masked_mean
-from limner.text.clip import CLIPTextModel
-from limner.train.loss import Words
+from limner.data.collection import Collection
+from limner.nets.layers import conv3
+from limner.text.encoder import TextEncoder
+from limner.text.tokenizer import Tokenizer
+from limner.train.diffusion import open_dataset, to_targets
+from limner.train.recipe import ContrastiveRecipe
+from limner.train.setup import latent_shape, make_text_encoder, open_autoencoder
+from limner.weights.parts import save_part
 
-BATCH = 256  # pictures, each told from all the others
-RATE = 3e-3  # the highest learning rate
-SIDE = 4  # of the last features, which still know what is where
-LARGEST_SCALE = 100.0  # of the cosines, as CLIP has it
+MIN_SIDE = 4  # of the last features, which still know what is where
+MAX_LOGIT_SCALE = 100.0  # of the cosines, as CLIP has it
+HELD_BACK = 2**20  # the step whose batch is measured on: far beyond the end of any run on endless data
 
 
-class PictureReader(nn.Module):
+class ImageEncoder(nn.Module):
     """Pictures or latents (B, C, H, W) -> (B, D): convolutions at the full size, then halving down to 4 x 4."""
 
     def __init__(self, channels: int, side: int, dim: int, width: int = 64) -> None:
         super().__init__()
         self.layers = nn.ModuleList([conv3(channels, width)])
-        while side > SIDE:
+        while side > MIN_SIDE:
             wider = min(2 * width, 128) if len(self.layers) > 1 else width
             self.layers.append(conv3(width, wider, stride=2))
             width, side = wider, -(-side // 2)
@@ -45,72 +47,101 @@ class PictureReader(nn.Module):
         return self.out(F.silu(self.hidden(x.flatten(1))))
 
 
+class Head(nn.Module):
+    """The image encoder, the projection of the text's mean state, and the scale of the cosines."""
+
+    def __init__(self, channels: int, side: int, dim: int) -> None:
+        super().__init__()
+        self.pictures, self.words = ImageEncoder(channels, side, dim), nn.Linear(dim, dim)
+        self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+
+
 class ContrastiveLoss(nn.Module):
     """Each picture against all captions of the batch and each caption against all pictures of it."""
 
-    def __init__(self, encoder: CLIPTextModel, channels: int, side: int) -> None:
+    def __init__(self, encoder: TextEncoder, head: Head) -> None:
         super().__init__()
-        dim = encoder.config.hidden_size
-        self.encoder = encoder
-        self.pictures, self.words = PictureReader(channels, side, dim), nn.Linear(dim, dim)
-        self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+        self.encoder, self.head = encoder, head
 
-    def forward(self, x: Tensor, words: Words, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, C, H, W), their captions and which pictures they are (B,) -> the loss, and the share found (both 0-d).
+    def forward(self, x: Tensor, captions: list[str], indices: Tensor) -> Tensor:
+        """x (B, C, H, W), their captions and which pictures they are (B,) -> the loss of each picture (B,).
 
-        Two of the same picture or with the same caption are not told apart, and so are not asked about.
+        Two of the same picture or with the same caption are not told apart, and so are not compared.
         """
-        states = masked_mean(self.encoder(words.ids).hidden, words.mask)  # (captions, D)
-        told = F.normalize(self.words(states).float(), dim=-1)[words.which]
-        seen = F.normalize(self.pictures(x).float(), dim=-1)
-        same = (words.which[:, None] == words.which) | (indices[:, None] == indices)
-        same.fill_diagonal_(False)
-        scale = self.log_scale.exp().clamp(max=LARGEST_SCALE)
-        scores = (scale * seen @ told.T).masked_fill(same, float("-inf"))  # (B, B)
+        logits = self.logits(x, captions, indices)
         right = torch.arange(len(x), device=x.device)
-        loss = (F.cross_entropy(scores, right) + F.cross_entropy(scores.T, right)) / 2
-        return loss, (scores.argmax(dim=1) == right).float().mean()
+        by_picture, by_caption = (F.cross_entropy(each, right, reduction="none") for each in (logits, logits.T))
+        return (by_picture + by_caption) / 2
+
+    def logits(self, x: Tensor, captions: list[str], indices: Tensor) -> Tensor:
+        """Scaled cosines of pictures (rows) and captions (columns), (B, B); -inf where they are not compared."""
+        distinct = list(dict.fromkeys(captions))
+        rows = {caption: row for row, caption in enumerate(distinct)}
+        which = torch.tensor([rows[caption] for caption in captions], device=x.device)
+        states = torch.stack([state.tokens.mean(dim=0) for state in self.encoder.encode(distinct)])  # (captions, D)
+        words = F.normalize(self.head.words(states).float(), dim=-1)[which]
+        pictures = F.normalize(self.head.pictures(x).float(), dim=-1)
+        same = (which[:, None] == which) | (indices[:, None] == indices)
+        same.fill_diagonal_(False)
+        scale = self.head.log_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+        return (scale * pictures @ words.T).masked_fill(same, float("-inf"))
 
 
-def rate(step: int, steps: int) -> float:
-    """The learning rate of `step` (from 0) as a share of the highest: a rise over a twentieth, and a half cosine."""
-    return min(1.0, (step + 1) / max(1, steps // 20)) * 0.5 * (1 + math.cos(math.pi * step / steps))
+class TrainedTextEncoder:
+    """The text encoder of a run, with its image encoder."""
+
+    def __init__(self, loss: ContrastiveLoss) -> None:
+        self.loss = loss
+
+    def save(self, folder: Path) -> None:
+        """Write text_encoder/ and tokenizer/ as transformers lays them out."""
+        encoder = self.loss.encoder
+        save_part(encoder.transformer, folder / "text_encoder")
+        encoder.tokenizer.save(folder / "tokenizer")
 
 
-def learn_to_read(
-    encoder: CLIPTextModel,
-    channels: int,
-    side: int,
-    batches: Batches,
-    ask: Callable[[dict], tuple[Tensor, Words]],
-    steps: int,
-    device: torch.device,
-    autocast: Callable[[], AbstractContextManager],
-    say: Callable[[str], None],
-) -> None:
-    """Give `encoder` what `steps` batches teach it.
+class Contrastive:
+    """The task of a `ContrastiveRecipe`. Of several processes each contrasts its own share of a batch."""
 
-    `ask` makes of a batch what is painted, (B, channels, side, side), and its words. Of several processes each does all
-    of it, with the same draws. Raises LimnerError where a gradient is not a number.
-    """
-    pupil = copy.deepcopy(encoder).requires_grad_(True)
-    loss_of = ContrastiveLoss(pupil, channels, side).to(device).train()
-    optimizer = torch.optim.AdamW(loss_of.parameters(), RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))
-    for step in range(1, steps + 1):
-        batch = batches.batch(step - 1)
-        with autocast():  # anew for each step: within one, torch keeps the weights it has once cast
-            loss, found = loss_of(*ask(batch), batch["indices"].to(device))
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(loss_of.parameters(), 1.0)
-        if not torch.isfinite(norm):
-            raise LimnerError(
-                f"the text encoder's contrastive start has a gradient of norm {norm.item()} at step {step}: "
-                "try another --seed or --precision no, or leave it out (--text.contrastive 0)"
-            )
-        optimizer.step()
-        optimizer.zero_grad()
-        rates.step()
-        if step == steps or step % 100 == 0:
-            say(f"reading, step {step} of {steps}: loss {loss.item():.3f}, {found.item():.0%} of captions found")
-    encoder.load_state_dict(pupil.state_dict())
+    def __init__(self, recipe: ContrastiveRecipe, pictures: Collection, start: Path | None) -> None:
+        """An untrained text encoder, the same for the same seed; `start` is the checkpoint to resume."""
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.autoencoder = recipe, open_autoencoder(recipe.autoencoder)
+        side, channels = latent_shape(recipe, self.autoencoder)
+        known = Tokenizer.from_pretrained(start / "tokenizer") if start is not None else None
+        captions = pictures.all_captions()
+        encoder = make_text_encoder(recipe.text, captions, known)
+        encoder.tokenizer.encode(captions)  # a caption over the budget is an error now, not at step 10,000
+        head = Head(channels, side, encoder.width)
+        self.loss = ContrastiveLoss(encoder, head)
+        self.parts = nn.ModuleDict({"text_encoder": encoder.transformer, "head": head})
+        self.to_compile: list[nn.Module] = []
+        self.pictures = pictures
+
+    def groups(self) -> list[dict[str, Any]]:
+        return [{"params": list(self.parts.parameters()), "scale": 1.0}]
+
+    def dataset(self, pictures: Collection, device: torch.device, log: Callable[[str], None]) -> Collection:
+        """The pictures, or the latents of the first `recipe.cache` of them."""
+        return open_dataset(self.recipe, self.autoencoder, pictures, device, log)
+
+    def inputs(self, batch: dict[str, Any], generator: torch.Generator, device: torch.device) -> tuple:
+        images = batch["images"].to(device, non_blocking=True)
+        return to_targets(images, self.autoencoder), batch["captions"], batch["indices"].to(device)
+
+    def build_result(self, average: Any, device: torch.device) -> TrainedTextEncoder:
+        encoder = self.loss.encoder
+        average.to(device)
+        text = TextEncoder(encoder.tokenizer, average["text_encoder"], encoder.reads)
+        return TrainedTextEncoder(ContrastiveLoss(text, average["head"]))
+
+    def sheet(self, result: TrainedTextEncoder) -> None:
+        """There are no pictures to show."""
+
+    @torch.inference_mode()
+    def measure(self, result: TrainedTextEncoder) -> dict[str, float]:
+        """The share of held-back captions that are found for their pictures."""
+        recipe, device = self.recipe, next(self.parts.parameters()).device
+        batches = Batches(self.pictures, recipe.batch_size, recipe.size, recipe.channels, recipe.seed)
+        logits = result.loss.logits(*self.inputs(batches.batch(HELD_BACK), torch.Generator(), device))
+        return {"found": float((logits.argmax(dim=1).cpu() == torch.arange(len(logits))).float().mean())}

@@ -1,140 +1,106 @@
-"""Training a denoiser: what the loop asks of such a run."""
+"""Training a denoiser, and the text encoder with it, over pixels or over the latents of a frozen autoencoder."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import nn
 
-from limner.data.batches import Batches
 from limner.data.collection import Collection
 from limner.evaluate.report import EvalPrompt, evaluate
+from limner.nets.vae import AutoencoderKL
+from limner.noise import paths
 from limner.picture import sheet
 from limner.pipeline import Pipeline
-from limner.train.contrastive import BATCH, learn_to_read
 from limner.train.latents import Latents, encode
-from limner.train.loss import DiffusionLoss, Words
+from limner.train.loss import Cached, DiffusionLoss
 from limner.train.recipe import Recipe
-from limner.train.setup import Reader, make_loss, make_pipeline
+from limner.train.setup import make_model
 from limner.world import KINDS, prompts
 
 
 class Diffusion:
-    """A denoiser, and the text encoder trained with it, over pixels or over the latents of a frozen autoencoder."""
+    """The task of a `Recipe`."""
 
     def __init__(self, recipe: Recipe, pictures: Collection, start: Path | None) -> None:
-        self.recipe = recipe
-        self.pipeline = make_pipeline(recipe, pictures, start)
-        self.trained = make_loss(recipe, self.pipeline)
-        if self.trained.text_encoder is not None:
-            self.trained.text_encoder.requires_grad_(recipe.text.lr_scale > 0)
-        # One by one: they are alike, so that one compilation serves all of them. The whole fails where convolutions
-        # stand beside text of changing length: torch then takes attention's keys for pictures and lays them out anew.
-        self.compiled: list[nn.Module] = list(self.pipeline.denoiser.blocks)
-        self.reader = self._reader()
-        kind = recipe.data.name.partition(":")[2]  # world:one
-        self.kinds = [kind] if kind in KINDS else list(KINDS)
+        """An untrained model, the same for the same seed; `start` is the checkpoint to resume."""
+        self.recipe, self.model = recipe, make_model(recipe, pictures, start)
+        network, conditioner = self.model.network, self.model.conditioner
+        self.scales = dict.fromkeys(self.model.parts(), 1.0) | {"text_encoder": recipe.text.scale}
+        frozen = {"vae"} | ({"text_encoder"} if recipe.text.pretrained is not None and not recipe.text.scale else set())
+        self.parts = nn.ModuleDict({name: p for name, p in self.model.parts().items() if name not in frozen})
+        for name, part in self.model.parts().items():
+            part.requires_grad_(name in self.parts and self.scales[name] > 0)
+        self.loss = DiffusionLoss(
+            network, conditioner, paths.path(recipe.path), recipe.predicts, recipe.times, recipe.shift,
+            Cached(conditioner) if "text_encoder" in frozen else None,
+        )  # fmt: skip
+        self.to_compile = network.repeated
         self.prompts = list(recipe.sample_prompts) or self._prompts(pictures)
 
-    @property
-    def groups(self) -> list[dict]:
-        """The optimiser's groups; `scale` is of the learning rate."""
-        groups = [{"params": list(self.trained.denoiser.parameters()), "scale": 1.0}]
-        scale = self.recipe.text.lr_scale
-        if self.trained.text_encoder is not None and scale:
-            groups.append({"params": list(self.trained.text_encoder.parameters()), "scale": scale})
-        return groups
-
-    def _reader(self) -> Reader | None:
-        if self.pipeline.tokenizer is None or self.pipeline.text_encoder is None:
-            return None
-        return Reader(self.pipeline.tokenizer, self.pipeline.text_encoder, self.recipe.text.pretrained is not None)
-
     def _prompts(self, pictures: Collection) -> list[str]:
-        if self.recipe.condition == "none":
-            return [""] * 16
-        if self.recipe.condition == "class":
-            return list(self.pipeline.class_names)[:16]
-        captions = pictures.all_captions()
-        return captions[:: max(1, len(captions) // 16)][:16]
+        """Prompts of the data for the sample sheet, up to 16."""
+        if self.recipe.condition == "text":
+            captions = pictures.all_captions()
+            return captions[:: max(1, len(captions) // 16)][:16]
+        return list(self.model.conditioner.names)[:16] or [""] * 16
 
-    def collection(self, pictures: Collection, device: torch.device, say: Callable[[str], None]) -> Collection:
-        """What the batches are made of: the pictures, or the latents of the first `recipe.cache` of them."""
-        recipe, vae = self.recipe, self.pipeline.vae
-        if vae is not None:
-            vae = vae.to(device)
-        if not recipe.cache or vae is None:
-            return pictures
-        file = Path(recipe.output) / "latents.safetensors"
-        return Latents(pictures, vae, recipe.size, recipe.channels, recipe.cache, recipe.seed, file, device, say)
+    def groups(self) -> list[dict[str, Any]]:
+        scales = {name: self.scales[name] for name in self.parts if self.scales[name]}
+        return [{"params": list(self.parts[name].parameters()), "scale": scale} for name, scale in scales.items()]
 
-    def begin(
-        self,
-        pictures: Collection,
-        device: torch.device,
-        autocast: Callable[[], AbstractContextManager],
-        say: Callable[[str], None],
-    ) -> None:
-        """What comes before the first step of a fresh run: the contrastive start of the text encoder, if asked for."""
-        encoder, recipe = self.trained.text_encoder, self.recipe
-        if encoder is None or self.reader is None or not recipe.text.contrastive or recipe.init is not None:
-            return  # an encoder of earlier weights reads already, and the denoiser knows what it says
-        reader = self.reader
-        batches = Batches(pictures, BATCH, recipe.size, recipe.channels, recipe.seed, recipe.flip)
+    def dataset(self, pictures: Collection, device: torch.device, log: Callable[[str], None]) -> Collection:
+        """The pictures, or the latents of the first `recipe.cache` of them."""
+        return open_dataset(self.recipe, self.model.autoencoder, pictures, device, log)
 
-        def ask(batch: dict) -> tuple[torch.Tensor, Words]:
-            return self._targets(batch["images"].to(device)), reader(batch["captions"], device)
-
-        painted, steps = self.trained.denoiser.config, recipe.text.contrastive
-        learn_to_read(
-            encoder.to(device), painted.in_channels, painted.sample_size, batches, ask, steps, device, autocast, say
-        )
-
-    def finish(self, average: nn.Module, device: torch.device) -> Pipeline:
-        """The result of the run, sharing the averaged weights."""
-        assert isinstance(average, DiffusionLoss)
-        encoder = average.text_encoder or self.pipeline.text_encoder  # a frozen one is not part of what is trained
-        vae = self.pipeline.vae
-        model = replace(
-            self.pipeline,
-            denoiser=average.denoiser,
-            text_encoder=encoder.to(device) if encoder is not None else None,
-            vae=vae.to(device) if vae is not None else None,
-        )
-        model(self.prompts, steps=1)  # what cannot be sampled is told now, not at the first sheet
-        return model
-
-    def inputs(self, batch: dict, generator: torch.Generator, device: torch.device) -> tuple:
-        """The arguments of the loss for a batch, its conditions dropped with the recipe's probability."""
-        x0 = self._targets(batch["images"].to(device, non_blocking=True))
+    def inputs(self, batch: dict[str, Any], generator: torch.Generator, device: torch.device) -> tuple:
+        """x0, the generator, and the prompts, of which the recipe's share is dropped for guidance."""
+        x0 = to_targets(batch["images"].to(device, non_blocking=True), self.model.autoencoder)
         dropped = torch.rand(len(x0), generator=generator) < self.recipe.dropout
-        labels = words = None
-        if self.recipe.condition == "class":
-            labels = batch["labels"].masked_fill(dropped, self.trained.denoiser.null_class).to(device)
-        elif self.reader is not None:
-            captions = ["" if d else c for d, c in zip(dropped.tolist(), batch["captions"], strict=True)]
-            words = self.reader(captions, device)
-        return x0, generator, labels, words
+        names = self.model.conditioner.names
+        prompts = batch["captions"] if batch["labels"] is None or not names else [names[k] for k in batch["labels"]]
+        return x0, generator, ["" if drop else prompt for drop, prompt in zip(dropped.tolist(), prompts, strict=True)]
 
-    def _targets(self, images: torch.Tensor) -> torch.Tensor:
-        """Pictures in [-1, 1], or latents: encoded here, or before the run."""
-        if images.is_floating_point():
-            return images
-        return images.float() / 127.5 - 1 if self.pipeline.vae is None else encode(self.pipeline.vae, images)
+    def build_result(self, average: Any, device: torch.device) -> Pipeline:
+        conditioner = self.model.conditioner.with_parts(dict(average.items()))
+        result = Pipeline(replace(self.model, network=average["denoiser"], conditioner=conditioner).to(device))
+        result(self.prompts, steps=1)  # an error in a sample prompt is raised now, not at the first sheet
+        return result
 
-    def paint(self, model: Pipeline):
+    def sheet(self, result: Pipeline) -> Image:
         """A sheet of the sample prompts."""
-        pictures = model(self.prompts, seed=0)
+        pictures = result(self.prompts, seed=0)
         return sheet(pictures, self.prompts, scale=max(1, 96 // pictures[0].width))
 
-    def measure(self, model: Pipeline) -> dict[str, float]:
+    def measure(self, result: Pipeline) -> dict[str, float]:
         """The share of fresh world prompts that are obeyed, by kind; nothing unless the recipe asks for it."""
-        if not self.recipe.grade:
-            return {}
-        shares: dict[str, float] = {}
-        for kind in self.kinds:
-            fresh = prompts(kind, self.recipe.grade, held_out=False)
-            shares |= evaluate(model, [EvalPrompt(*pair, f"obeyed_{kind}") for pair in fresh]).obeyed()
+        recipe, shares = self.recipe, dict[str, float]()
+        if not recipe.grade:
+            return shares
+        kind = recipe.data.name.partition(":")[2]  # world:one
+        for each in [kind] if kind in KINDS else KINDS:
+            fresh = prompts(each, recipe.grade, held_out=False)
+            shares |= evaluate(result, [EvalPrompt(*pair, f"obeyed_{each}") for pair in fresh]).obeyed()
         return shares
+
+
+def to_targets(images: torch.Tensor, autoencoder: AutoencoderKL | None) -> torch.Tensor:
+    """What is painted: latents as they are; uint8 pictures in [-1, 1], or encoded."""
+    if images.is_floating_point():
+        return images
+    return images.float() / 127.5 - 1 if autoencoder is None else encode(autoencoder, images)
+
+
+def open_dataset(
+    recipe: Any, autoencoder: AutoencoderKL | None, pictures: Collection, device: torch.device, log: Callable
+) -> Collection:
+    """The pictures of a recipe, or the latents of the first `recipe.cache` of them, encoded on `device`."""
+    if autoencoder is not None:
+        autoencoder.to(device)
+    if not recipe.cache or autoencoder is None:
+        return pictures
+    file = Path(recipe.output) / "latents.safetensors"
+    return Latents(pictures, autoencoder, recipe.size, recipe.channels, recipe.cache, recipe.seed, file, device, log)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -23,35 +24,33 @@ from torch.utils.tensorboard import SummaryWriter
 
 from limner.data.batches import Batches, BrokenCount
 from limner.data.captions import few
-from limner.data.collection import Collection
 from limner.data.sources import open_source
 from limner.errors import LimnerError
 from limner.picture import save as save_picture
 from limner.train import checkpoint
-from limner.train.autoencoder import Autoencoding
-from limner.train.diffusion import Diffusion
 from limner.train.loss import check_finite
-from limner.train.recipe import AutoencoderRecipe, Recipe, Run
+from limner.train.recipe import Run
 
 
 class Stopped(Exception):
     """Ctrl-C: the run stopped after a whole step and wrote a checkpoint."""
 
 
-def learning_rate(step: int, recipe: Run) -> float:
-    """The rate of optimiser step `step` (from 0): a linear rise, then constant or a half cosine down to zero."""
-    rise = min(1.0, (step + 1) / recipe.warmup) if recipe.warmup else 1.0
-    if recipe.schedule == "constant" or step < recipe.warmup:
-        return recipe.lr * rise
-    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-    return recipe.lr * 0.5 * (1 + math.cos(math.pi * done))
+def lr_multiplier(step: int, recipe: Run) -> float:
+    """The learning rate of optimiser step `step` (from 0) as a share of its peak: a linear rise, then constant or a
+    half cosine down to zero."""
+    if step < recipe.warmup:
+        return (step + 1) / recipe.warmup
+    if recipe.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)))
 
 
 @torch.no_grad()
 def update_average(average: nn.Module, trained: nn.Module, step: int, decay: float) -> None:
     """average <- decay*average + (1-decay)*trained; early decays are (1+step)/(10+step), so the start is forgotten."""
-    decay = min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(average.parameters()), list(trained.parameters()), 1 - decay)
+    update = torch.optim.swa_utils.get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))
+    update(list(average.parameters()), list(trained.parameters()), step)
 
 
 def generator_of(seed: int, step: int, rank: int) -> torch.Generator:
@@ -87,7 +86,7 @@ def leave_ctrl_c(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def can_compile(device: torch.device) -> bool:
+def can_compile() -> bool:
     """Whether torch.compile can work here: it calls a C++ compiler and needs Python's headers."""
     headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
     return headers.is_file() and any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++")))
@@ -97,16 +96,11 @@ def make_accelerator(precision: str) -> Accelerator:
     """The accelerator for this launch; bf16 only where the device has it."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     has_bf16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported()
+    # A process's share of a batch may have no dropped caption, and so no use for a null text that is learned.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     # torchrun without a GPU: Accelerate would take each process for a run of its own unless told to use the CPU.
-    return Accelerator(mixed_precision=precision if has_bf16 else "no", cpu=several and not torch.cuda.is_available())
-
-
-def make_task(recipe: Run, pictures: Collection, start: Path | None) -> Diffusion | Autoencoding:
-    """What is trained, by the kind of the recipe."""
-    if isinstance(recipe, AutoencoderRecipe):
-        return Autoencoding(recipe, pictures, start)
-    assert isinstance(recipe, Recipe)
-    return Diffusion(recipe, pictures, start)
+    cpu = several and not torch.cuda.is_available()
+    return Accelerator(mixed_precision=precision if has_bf16 else "no", cpu=cpu, kwargs_handlers=[unused])
 
 
 def _due(step: int, every: int) -> bool:
@@ -114,42 +108,45 @@ def _due(step: int, every: int) -> bool:
 
 
 class Trainer:
-    """One run of a recipe. `Trainer(recipe).run()` trains to the end and returns the finished model."""
+    """One run of a recipe. `Trainer(recipe).prepare().run()` trains to the end and returns the finished model."""
 
     def __init__(self, recipe: Run, resume: str | None = None, console: Console | None = None) -> None:
         self.recipe, self.output = recipe, Path(recipe.output)
         self.console = console or Console(stderr=True, highlight=False)
-        start = checkpoint.find(self.output, resume)
+        self.start = checkpoint.find(self.output, resume)
         self.accelerator = make_accelerator(recipe.precision)
         self.device = self.accelerator.device
-        if recipe.precision != self.accelerator.mixed_precision:
-            self._say(f"this device has no {recipe.precision}: training in float32")
-        self.pictures = open_source(recipe.data, captions=getattr(recipe, "condition", "none") == "text")
-        self.task = make_task(recipe, self.pictures, start)
-        with self.accelerator.autocast():
-            self.pictures = self.task.collection(self.pictures, self.device, self._say)
-        if start is None:
-            self.task.begin(self.pictures, self.device, self.accelerator.autocast, self._say)
-        trained = self.task.trained
-        self.average = copy.deepcopy(trained).to(self.device).requires_grad_(False).eval()
-        self.result: Any = self.task.finish(self.average, self.device)
-        optimizer = torch.optim.AdamW(
-            self.task.groups, lr=recipe.lr, betas=(0.9, recipe.beta2), weight_decay=recipe.weight_decay, fused=True
-        )
-        self.trained: nn.Module = trained.to(self.device)
         self.step = 0
-        if start is not None:
-            self.step = checkpoint.restore(start, self.trained, optimizer, self.average)
-            self._say(f"resumed {start} at step {self.step}{checkpoint.changes(start, recipe)}")
-        if recipe.compile and can_compile(self.device):
-            for part in self.task.compiled:
+
+    def prepare(self) -> "Trainer":
+        """Open the pictures, make the task and its optimiser, and take up the checkpoint that is resumed."""
+        recipe = self.recipe
+        if recipe.precision != self.accelerator.mixed_precision:
+            self.log(f"this device has no {recipe.precision}: training in float32")
+        pictures = open_source(recipe.data, captions=recipe.captions)
+        self.task = recipe.task(pictures, self.start)
+        with self.accelerator.autocast():
+            self.pictures = self.task.dataset(pictures, self.device, self.log)
+        self.broken = BrokenCount(len(self.pictures), recipe.data.max_broken)
+        self.trained = self.task.parts
+        self.average = copy.deepcopy(self.trained).to(self.device).requires_grad_(False).eval()
+        self.result: Any = self.task.build_result(self.average, self.device)
+        self.task.loss.to(self.device)
+        optimizer = torch.optim.AdamW(
+            self.task.groups(), lr=recipe.lr, betas=(0.9, recipe.beta2), weight_decay=recipe.weight_decay, fused=True
+        )
+        if self.start is not None:
+            self.step = checkpoint.restore(self.start, self.trained, optimizer, self.average)
+            self.log(f"resumed {self.start} at step {self.step}{checkpoint.changes(self.start, recipe)}")
+        if recipe.compile and can_compile():
+            for part in self.task.to_compile:
                 part.compile()
         elif recipe.compile:
-            self._say("no C++ compiler with Python's headers was found: the network is not compiled, and slower")
-        self.model, self.optimizer = self.accelerator.prepare(self.trained, optimizer)
-        self.broken = BrokenCount(len(self.pictures), recipe.data.max_broken)
+            self.log("no C++ compiler with Python's headers was found: the network is not compiled, and slower")
+        self.model, self.optimizer = self.accelerator.prepare(self.task.loss, optimizer)
+        return self
 
-    def _say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         if self.accelerator.is_main_process:
             self.console.print(text)
 
@@ -182,7 +179,7 @@ class Trainer:
         """One optimiser step; returns the mean loss, detached."""
         recipe = self.recipe
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, recipe) * group["scale"]
+            group["lr"] = recipe.lr * lr_multiplier(self.step, recipe) * group["scale"]
         loss = self.loss(batch).mean()
         self.accelerator.backward(loss)
         weights = [p for p in self.model.parameters() if p.grad is not None]
@@ -198,14 +195,14 @@ class Trainer:
     def run(self) -> Any:
         """Train to the last step. Raises Stopped after Ctrl-C, LimnerError where a loss or gradient is not a number."""
         recipe, main = self.recipe, self.accelerator.is_main_process
-        self._say(self._summary())
+        self.log(self._summary())
         if self.step >= recipe.steps:
-            self._say(f"already at step {self.step} of {recipe.steps}: nothing to do")
+            self.log(f"already at step {self.step} of {recipe.steps}: nothing to do")
             return self.result
         self.model.train()
         losses: list[Tensor] = []
         with stop_after_step() as stop, self._logs() as log, self._progress() as bar:
-            task = bar.add_task("train", total=recipe.steps, completed=self.step, told="")
+            task = bar.add_task("train", total=recipe.steps, completed=self.step, summary="")
             seconds, since = 0.0, time.perf_counter()
             for batch in self.batches():
                 self.broken.add(batch)
@@ -213,11 +210,11 @@ class Trainer:
                 seconds += time.perf_counter() - since
                 last = self._any(stop[0]) or self.step == recipe.steps
                 if last or self.step % recipe.log_every == 0:
-                    told = self._log(log, losses, seconds)
-                    bar.update(task, told=told)
+                    summary = self._log(log, losses, seconds)
+                    bar.update(task, summary=summary)
                     losses, seconds = [], 0.0
                 if main and (last or _due(self.step, recipe.save_every)):
-                    checkpoint.save(self.output, self.step, self.result, self.trained, self.optimizer, recipe)
+                    self.save()
                 if main and (last or _due(self.step, recipe.sample_every)):
                     self.sample()
                     self.measure(log)
@@ -226,7 +223,7 @@ class Trainer:
                     break
                 since = time.perf_counter()
         if self.broken.names:
-            self._say(f"{len(self.broken.names)} unreadable pictures were skipped: {few(self.broken.names)}")
+            self.log(f"{len(self.broken.names)} unreadable pictures were skipped: {few(self.broken.names)}")
         if self.step < recipe.steps:
             raise Stopped(f"stopped after step {self.step}; go on with --resume latest --output {self.output}")
         return self.result
@@ -237,9 +234,17 @@ class Trainer:
             return flag
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.device)).item())
 
+    def save(self) -> Path:
+        """Write a checkpoint of this step."""
+        return checkpoint.save(
+            self.output, self.step, self.result, self.trained, self.average, self.optimizer, self.recipe
+        )
+
     def sample(self) -> None:
         """Paint a sheet with the averaged weights into output/samples; training is not touched by it."""
-        save_picture(self.task.paint(self.result), self.output / "samples" / f"step-{self.step:07d}.png")
+        sheet = self.task.sheet(self.result)
+        if sheet is not None:
+            save_picture(sheet, self.output / "samples" / f"step-{self.step:07d}.png")
 
     def measure(self, log: SummaryWriter | None) -> None:
         """Measure the averaged weights as the task does, into the log and onto the console."""
@@ -248,7 +253,7 @@ class Trainer:
             if log is not None:
                 log.add_scalar(name, value, self.step)
         if measured:
-            self._say(f"step {self.step}  " + "  ".join(f"{name} {value:.4g}" for name, value in measured.items()))
+            self.log(f"step {self.step}  " + "  ".join(f"{name} {value:.4g}" for name, value in measured.items()))
 
     @contextmanager
     def _logs(self) -> Iterator[SummaryWriter | None]:
@@ -263,18 +268,23 @@ class Trainer:
         """Write the mean loss over all processes and the pictures per second; returns both in words."""
         loss = float(self.accelerator.reduce(torch.stack(losses).mean(), reduction="mean"))
         rate = self.recipe.batch_size * len(losses) / seconds
-        told = f"loss {loss:.4f}  {rate:.0f} images/s"
+        summary = f"loss {loss:.4f}  {rate:.0f} images/s"
         if log is not None:
             log.add_scalar("loss", loss, self.step)
             log.add_scalar("images_per_second", rate, self.step)
-            log.add_scalar("learning_rate", learning_rate(self.step - 1, self.recipe), self.step)
+            log.add_scalar("learning_rate", self.recipe.lr * lr_multiplier(self.step - 1, self.recipe), self.step)
             if not self.console.is_terminal:
-                self.console.print(f"step {self.step}  {told}")
-        return told
+                self.console.print(f"step {self.step}  {summary}")
+        return summary
 
     def _progress(self) -> Progress:
         shown = self.console.is_terminal and self.accelerator.is_main_process
-        parts = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
+        parts = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[summary]}"),
+        )
         return Progress(*parts, TimeRemainingColumn(), console=self.console, disable=not shown)
 
     def _summary(self) -> str:
@@ -288,4 +298,4 @@ class Trainer:
 
 def train(recipe: Run, resume: str | None = None) -> Any:
     """Run a recipe to its end; `resume` is "latest" or a checkpoint folder. Returns the finished model."""
-    return Trainer(recipe, resume).run()
+    return Trainer(recipe, resume).prepare().run()

@@ -1,64 +1,89 @@
 """The loss: noise pictures to random times, ask the network what it predicts, compare."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from limner.errors import LimnerError
-from limner.nets.dit import DiT
+from limner.nets.network import Network
 from limner.noise.grids import towards_noise
 from limner.noise.paths import Path
 from limner.noise.predict import prediction
-from limner.text.clip import CLIPTextModel
+from limner.text.conditioner import Conditioner
 
 
-class Words(NamedTuple):
-    """The distinct captions of a batch and which picture has which, so that each is encoded once."""
+def _normal(u: Tensor) -> Tensor:
+    return torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6))
 
-    ids: Tensor  # (C, L) token ids, or frozen states (C, L, D)
-    mask: Tensor  # (C, L)
-    which: Tensor  # (B,) rows of `ids`
+
+# Training times (B,) of a path for u (B,) uniform in [0, 1), shifted towards noise.
+TIME_LAWS: dict[str, Callable[[Path, Tensor, float], Tensor]] = {
+    "uniform": lambda path, u, shift: path.times(towards_noise(u, shift)),
+    # Esser et al. 2024, equation 19.
+    "logit_normal": lambda path, u, shift: path.times(towards_noise(torch.sigmoid(_normal(u)), shift)),
+    # log(sigma/alpha) is normal with mean -1.2 and deviation 1.2 (Karras et al. 2022, table 1); a shift multiplies.
+    "log_normal": lambda path, u, shift: path.times_at(shift * torch.exp(1.2 * _normal(u) - 1.2)),
+}
+Encode = Callable[[Sequence[str | None]], list[Any]]
 
 
 class DiffusionLoss(nn.Module):
-    """Everything that is trained, and the loss it is trained by; one module, so that wrappers see one forward."""
+    """A network and its conditioner, and the loss they are trained by; one module, so that DDP sees one forward.
+
+    `encode` stands for the conditioner's where encoded prompts are kept (`Cached`).
+    """
 
     def __init__(
         self,
-        denoiser: DiT,
-        text_encoder: CLIPTextModel | None,
+        network: Network,
+        conditioner: Conditioner,
         path: Path,
         predicts: str,
         times: str = "uniform",
         shift: float = 1.0,
+        encode: Encode | None = None,
     ) -> None:
         super().__init__()
-        self.denoiser, self.text_encoder = denoiser, text_encoder
+        self.network, self.conditioner = network, conditioner
         self.path, self.predicts, self.time_law = path, prediction(predicts), times
-        self.shift = shift
+        self.shift, self.encode = shift, encode or conditioner.encode
 
-    def forward(
-        self, x0: Tensor, generator: torch.Generator, labels: Tensor | None = None, words: Words | None = None
-    ) -> Tensor:
-        """x0 (B, C, H, W) in [-1, 1] -> the mean squared error of each picture (B,), float32.
+    def forward(self, x0: Tensor, generator: torch.Generator, prompts: Sequence[str | None]) -> Tensor:
+        """x0 (B, C, H, W) in [-1, 1] and its prompts -> the mean squared error of each picture (B,), float32.
 
         `generator` is a CPU generator: times and noise are the same on every device.
         """
         u = torch.rand(len(x0), generator=generator)
-        if self.time_law == "logit_normal":
-            u = torch.sigmoid(torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)))
-        t = self.path.times(towards_noise(u, self.shift)).to(x0.device)
+        t = TIME_LAWS[self.time_law](self.path, u, self.shift).to(x0.device)
         eps = torch.randn(x0.shape, generator=generator).to(x0.device)
         alpha, sigma = (c[:, None, None, None] for c in self.path.coefficients(t))
         f0, f1 = self.predicts.target(alpha, sigma)
-        target = f0 * x0 + f1 * eps
-        text = None
-        if words is not None:
-            states = words.ids if self.text_encoder is None else self.text_encoder(words.ids).hidden
-            text = self.denoiser.read(states[words.which], words.mask[words.which])
-        output = self.denoiser(alpha * x0 + sigma * eps, t, labels, text)
-        return (output.float() - target).square().mean(dim=(1, 2, 3))
+        condition = self.network.prepare(self.conditioner.combine(self.encode(prompts)))
+        output = self.network(alpha * x0 + sigma * eps, t, **condition)
+        return (output.float() - (f0 * x0 + f1 * eps)).square().mean(dim=(1, 2, 3))
+
+
+class Cached:
+    """A frozen conditioner's `encode`, each distinct prompt once; the last `size` of them are kept."""
+
+    def __init__(self, conditioner: Conditioner, size: int = 4096, at_once: int = 64) -> None:
+        self.conditioner, self.size, self.at_once = conditioner, size, at_once
+        self.kept: dict[str, Any] = {}
+
+    def __call__(self, prompts: Sequence[str | None]) -> list[Any]:
+        learned = self.conditioner.null is not None  # a null that learns is encoded anew
+        missing = [p for p in dict.fromkeys(p or "" for p in prompts) if p not in self.kept and (p or not learned)]
+        with torch.no_grad():
+            for start in range(0, len(missing), self.at_once):
+                some = missing[start : start + self.at_once]
+                self.kept |= zip(some, self.conditioner.encode(some), strict=True)
+        null = self.conditioner.encode([""])[0] if learned and not all(prompts) else None
+        encoded = [self.kept.get(prompt or "", null) for prompt in prompts]
+        for prompt in list(self.kept)[: max(0, len(self.kept) - self.size)]:
+            del self.kept[prompt]
+        return encoded
 
 
 def check_finite(loss: Tensor, norm: Tensor, module: nn.Module, step: int) -> None:
@@ -73,8 +98,8 @@ def check_finite(loss: Tensor, norm: Tensor, module: nn.Module, step: int) -> No
         tensors = ((n, p if kind == "weights" else p.grad) for n, p in module.named_parameters())
         return next((n for n, t in tensors if t is not None and not bool(torch.isfinite(t).all())), None)
 
-    guilty = next((f"the {kind} of {first(kind)}" for kind in ("weights", "gradients") if first(kind)), "nothing else")
+    culprit = next((f"the {kind} of {first(kind)}" for kind in ("weights", "gradients") if first(kind)), "nothing else")
     raise LimnerError(
         f"the loss is {loss.detach().item():.4g} and the gradient's norm {norm.item()} at step {step}; not finite: "
-        f"{guilty}. Resume from the last checkpoint with a lower --lr, a smaller --clip or without mixed precision"
+        f"{culprit}. Resume from the last checkpoint with a lower --lr, a smaller --clip or without mixed precision"
     )

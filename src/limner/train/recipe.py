@@ -3,34 +3,28 @@
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from limner.data.sources import Source
 from limner.errors import LimnerError, unknown
+from limner.nets.dit import DiTConfig
+from limner.nets.vae import AutoencoderKLConfig
+
+if TYPE_CHECKING:
+    from limner.data.collection import Collection
+    from limner.train.task import Task
+
+SMALL_AUTOENCODER = AutoencoderKLConfig(
+    block_out_channels=(32, 64, 128), layers_per_block=1, latent_channels=4, norm_num_groups=8,
+    use_quant_conv=False, use_post_quant_conv=False,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Transformer:
-    """The denoiser: a DiT over patches, with convolutions at its ends or without."""
-
-    patch_size: int = 4
-    hidden_size: int = 256
-    depth: int = 6
-    num_heads: int = 8
-    conv_channels: int = field(default=0, metadata={"least": 0})
-    """Width of the convolutional ends, which draw what large patches cannot; 0 for none."""
-    conv_layers: int = 2
-    """Residual blocks of each end."""
-    position_scale: float = 1.0
-    """How loud positions are beside the patches: in a grid of few tokens most of the table's channels hardly change."""
-    pooled_text: bool = False
-    """Tell the mean of the words with the time as well."""
-
-
-@dataclass(frozen=True)
-class TextEncoder:
-    """The text encoder, trained before the denoiser, with it, or both; or a CLIP folder, kept frozen."""
+class TextRecipe:
+    """A text encoder: made from nothing, or one that was trained before."""
 
     hidden_size: int = 128
     layers: int = 2
@@ -39,26 +33,22 @@ class TextEncoder:
     """Longest prompt in tokens, start and end included."""
     vocab_size: int = 1000
     """Most entries of the tokenizer that is trained on the captions."""
-    lr_scale: float = 1.0
-    """Its learning rate as a multiple of the denoiser's: early on it hears little but noise, and a high rate undoes it.
-    0 keeps it as it is."""
-    contrastive: int = field(default=0, metadata={"least": 0})
-    """Steps in which it first learns which caption belongs to which picture (train/contrastive.py); 0: none. Not
-    done to one that `init` brings."""
     pretrained: str | None = None
-    """Folder of a CLIP text model and its tokenizer: used as it is, encoded once per distinct caption."""
+    """Folder with a CLIP text model and its tokenizer, or a training run (limner train world-text)."""
+    lr_scale: float | None = None
+    """Its learning rate as a multiple of the denoiser's; 0 keeps it as it is. None: 1 from nothing, 0 if pretrained."""
+    learned_null: bool = False
+    """Learn a state for the dropped caption instead of encoding the empty one."""
 
+    def __post_init__(self) -> None:
+        check_min(self, {"hidden_size": 1, "layers": 1, "num_heads": 1, "length": 2, "vocab_size": 514})
+        if not 0 <= self.scale < float("inf"):
+            raise LimnerError(f"lr_scale must be at least 0, not {self.lr_scale}")
 
-@dataclass(frozen=True)
-class Autoencoder:
-    """A KL autoencoder: a width for each level, each half the size of the one before."""
-
-    widths: tuple[int, ...] = (32, 64, 128)
-    layers: int = 1
-    """Residual blocks in each level of the encoder; the decoder has one more."""
-    latent_channels: int = 4
-    groups: int = 8
-    """Groups of the group norms."""
+    @property
+    def scale(self) -> float:
+        """The multiple of the learning rate that `lr_scale` means."""
+        return self.lr_scale if self.lr_scale is not None else float(self.pretrained is None)
 
 
 @dataclass(frozen=True)
@@ -103,40 +93,59 @@ class Run:
     keep: int = 2
     """Checkpoints kept, the newest; 0 keeps all."""
 
+    use: ClassVar[str] = "limner generate PROMPT --model"
+    """The command that uses the finished run."""
+
     def __post_init__(self) -> None:
         least = {"size": 1, "steps": 1, "batch_size": 1, "log_every": 1, "seed": 0, "warmup": 0,
                  "workers": 0, "save_every": 0, "sample_every": 0, "keep": 0, "weight_decay": 0}  # fmt: skip
-        self.at_least(least)
-        self.share("ema")
+        check_min(self, least)
+        check_fraction(self, "ema")
         for name in ("lr", "clip"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise LimnerError(f"{name} must be more than 0, not {getattr(self, name)}")
-        for part in vars(self).values():
-            if isinstance(part, Transformer | TextEncoder | Autoencoder):
-                for number in fields(part):
-                    value, least = getattr(part, number.name), number.metadata.get("least", 1)
-                    if type(value) is int and value < least:
-                        raise LimnerError(f"{number.name} must be at least {least}, not {value}")
         if not 0 <= self.beta2 < 1:
             raise LimnerError(f"beta2 must be from 0 to below 1, not {self.beta2}")
 
-    def at_least(self, least: Mapping[str, float]) -> None:
-        """LimnerError for a field below its least value."""
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise LimnerError(f"{name} must be at least {low}, not {getattr(self, name)}")
+    @property
+    def captions(self) -> bool:
+        """Whether pictures need captions."""
+        return False
 
-    def share(self, name: str) -> None:
-        """LimnerError for a field that is not from 0 to 1."""
-        if not 0 <= getattr(self, name) <= 1:
-            raise LimnerError(f"{name} must be from 0 to 1, not {getattr(self, name)}")
+    def task(self, pictures: "Collection", start: Path | None) -> "Task":
+        """What is trained; `start` is the checkpoint to resume."""
+        raise NotImplementedError
+
+
+def check_min(config: object, least: Mapping[str, float]) -> None:
+    """LimnerError for a field below its least value."""
+    for name, low in least.items():
+        if not getattr(config, name) >= low:
+            raise LimnerError(f"{name} must be at least {low}, not {getattr(config, name)}")
+
+
+def check_cache(recipe: "Recipe | ContrastiveRecipe") -> None:
+    """LimnerError for latents that cannot be kept."""
+    if recipe.cache and recipe.autoencoder is None:
+        raise LimnerError("--cache keeps latents: give an --autoencoder, or leave it out")
+    if recipe.cache and recipe.flip:
+        raise LimnerError("--flip mirrors pictures, and --cache keeps latents that cannot be mirrored: leave one out")
+
+
+def check_fraction(config: object, name: str) -> None:
+    """LimnerError for a field that is not from 0 to 1."""
+    if not 0 <= getattr(config, name) <= 1:
+        raise LimnerError(f"{name} must be from 0 to 1, not {getattr(config, name)}")
 
 
 @dataclass(frozen=True)
 class AutoencoderRecipe(Run):
     """The training of an autoencoder, in whose latents a denoiser can be trained then."""
 
-    model: Autoencoder = field(default_factory=Autoencoder)
+    use: ClassVar[str] = "limner train world --autoencoder"
+
+    network: AutoencoderKLConfig = SMALL_AUTOENCODER
+    """A width for each level, each half the size of the one before."""
     kl: float = 1e-6
     """Weight of the Kullback-Leibler term, per latent number."""
     edges: float = 1.0
@@ -144,7 +153,43 @@ class AutoencoderRecipe(Run):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least({"kl": 0, "edges": 0})
+        check_min(self, {"kl": 0, "edges": 0})
+
+    def task(self, pictures: "Collection", start: Path | None) -> "Task":
+        from limner.train.autoencoder import Autoencoding
+
+        return Autoencoding(self, pictures)
+
+
+@dataclass(frozen=True)
+class ContrastiveRecipe(Run):
+    """The training of a text encoder by contrast, before a denoiser is trained with it."""
+
+    use: ClassVar[str] = "limner train world-quick --text.pretrained"
+    autoencoder: str | None = None
+    """Training run or model folder with an autoencoder, whose latents are compared; None: pixels."""
+    cache: int = 0
+    """Pictures whose latents are computed once, at the start; 0: each is encoded anew."""
+    text: TextRecipe = field(default_factory=TextRecipe)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_min(self, {"cache": 0})
+        check_cache(self)
+        if self.text != replace(self.text, pretrained=None, lr_scale=None, learned_null=False):
+            raise LimnerError(
+                "a text encoder is trained from nothing and alone here: leave --text.pretrained, --text.lr-scale and "
+                "--text.learned-null out"
+            )
+
+    @property
+    def captions(self) -> bool:
+        return True
+
+    def task(self, pictures: "Collection", start: Path | None) -> "Task":
+        from limner.train.contrastive import Contrastive
+
+        return Contrastive(self, pictures, start)
 
 
 @dataclass(frozen=True)
@@ -158,12 +203,14 @@ class Recipe(Run):
     cache: int = 0
     """Pictures whose latents are computed once, at the start, and trained on in turn; 0: each is encoded anew."""
     condition: Literal["none", "class", "text"] = "text"
-    model: Transformer = field(default_factory=Transformer)
-    text: TextEncoder = field(default_factory=TextEncoder)
+    network: DiTConfig = field(default_factory=DiTConfig)
+    """Sizes that follow from the pictures and the condition (sample_size, in_channels, num_classes, text_dim) are set
+    from these."""
+    text: TextRecipe = field(default_factory=TextRecipe)
     path: Literal["flow", "linear", "scaled_linear", "cosine"] = "flow"
     predicts: Literal["flow", "eps", "v", "sample"] = "flow"
-    times: Literal["uniform", "logit_normal"] = "uniform"
-    """How training times are drawn (logit_normal: Esser et al. 2024)."""
+    times: Literal["uniform", "logit_normal", "log_normal"] = "uniform"
+    """How training times are drawn (logit_normal: Esser et al. 2024; log_normal: Karras et al. 2022)."""
     shift: float = 1.0
     """Moves the training times and the sampling levels of the flow path towards noise, where what is painted where is
     decided (Esser et al. 2024, equation 23)."""
@@ -180,20 +227,20 @@ class Recipe(Run):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least({"sample_steps": 1, "grade": 0, "cache": 0})
-        if not 0 <= self.text.lr_scale < float("inf"):
-            raise LimnerError(f"lr_scale must be at least 0, not {self.text.lr_scale}")
-        if self.text.contrastive and (self.condition != "text" or self.text.pretrained is not None):
-            raise LimnerError("--text.contrastive is for a text encoder that is trained: this run has none")
-        self.share("dropout")
+        check_min(self, {"sample_steps": 1, "grade": 0, "cache": 0})
+        check_fraction(self, "dropout")
         if not 0 < self.shift < float("inf") or (self.shift != 1 and self.path != "flow"):
             raise LimnerError(f"shift must be more than 0, and 1 but for the flow path, not {self.shift}")
-        if self.cache and self.autoencoder is None:
-            raise LimnerError("--cache keeps latents: give an --autoencoder, or leave it out")
-        if self.cache and self.flip:
-            raise LimnerError(
-                "--flip mirrors pictures, and --cache keeps latents that cannot be mirrored: leave one out"
-            )
+        check_cache(self)
+
+    @property
+    def captions(self) -> bool:
+        return self.condition == "text"
+
+    def task(self, pictures: "Collection", start: Path | None) -> "Task":
+        from limner.train.diffusion import Diffusion
+
+        return Diffusion(self, pictures, start)
 
 
 def recipe_names() -> list[str]:

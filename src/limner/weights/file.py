@@ -1,4 +1,4 @@
-"""Safetensors files, read with clear errors and written whole or not at all."""
+"""Safetensors files, read with clear errors and written atomically."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,7 +49,7 @@ def _what_it_is(path: Path) -> str:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file, whole or not at all."""
+    """Write a safetensors file atomically."""
     whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
     def write(temporary: Path) -> None:

@@ -33,7 +33,7 @@ def load(make: Callable[[], Net], path: Path, rename: Rename | None = None) -> N
     except RuntimeError as error:  # torch counts bytes on the meta device too
         raise LimnerError(f"{path}: the configuration describes too large a network ({error})") from error
     shapes = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
-    problems = account(shapes, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    problems = state_dict_problems(shapes, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     odd = {name: tensor.dtype for name, tensor in tensors.items() if not tensor.is_floating_point()}
     problems += [f"{name} holds {dtype}, not floating-point numbers" for name, dtype in odd.items()]
     if problems:
@@ -68,7 +68,7 @@ def _renamed(tensors: dict[str, Tensor], rename: Rename, path: Path) -> dict[str
     return found
 
 
-def account(wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> list[str]:
+def state_dict_problems(wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> list[str]:
     """One line for each tensor that is missing, extra, or of another shape; the first say the nearest unused name."""
     extra = [name for name in found if name not in wanted]
     lines: list[str] = []

@@ -1,0 +1,51 @@
+"""What a picture was painted with, as AUTOMATIC1111 writes it into a PNG: enough to paint it again."""
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+
+from limner.schedulers import Schedule
+from limner.settings import Settings
+
+
+def settings_entries(
+    settings: Settings, schedule: Schedule, scale: float, size: tuple[int, int], model: str, precision: str
+) -> dict[str, object]:
+    """Every setting that changes the picture, by its name in the text; None where it is the default. `size` is (width,
+    height), and "Seed" has its place and no value yet."""
+    interval = settings.guidance_interval
+    return {
+        "Steps": len(schedule.grid) - 1,
+        "Sampler": schedule.sampler,
+        "Schedule type": settings.schedule,
+        "CFG scale": scale,
+        "Seed": None,
+        "Size": f"{size[0]}x{size[1]}",
+        "Model": model,
+        "Eta": settings.eta,
+        "Shift": settings.shift,
+        "CFG rescale": settings.guidance_rescale or None,
+        "CFG interval": None if interval is None else f"{_number(interval[0])}-{_number(interval[1])}",
+        "Truncate": settings.truncate or None,
+        "RNG": None if settings.rng == "keyed" else settings.rng,
+        "Precision": None if precision == "float32" else precision,
+        "Version": f"limner {version('limner')}",
+    }
+
+
+def parameters_text(prompt: str, negative_prompt: str, entries: Mapping[str, object]) -> str:
+    """The prompt, the negative prompt, then "Steps: 20, Sampler: euler, ..."; values that hold a comma, a colon, a
+    quote or a newline are quoted as JSON, those that are None left out."""
+    lines = [prompt, *([f"Negative prompt: {negative_prompt}"] if negative_prompt else [])]
+    return "\n".join([*lines, ", ".join(f"{name}: {_quoted(v)}" for name, v in entries.items() if v is not None)])
+
+
+def _quoted(value: object) -> str:
+    text = _number(value) if isinstance(value, float) else str(value)
+    return json.dumps(text, ensure_ascii=False) if any(sign in text for sign in ',:"\n') else text
+
+
+def _number(value: float) -> str:
+    """The shortest text that reads back as the same float."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
