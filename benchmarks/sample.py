@@ -2,7 +2,7 @@
 
 python benchmarks/sample.py [--dtype bfloat16]
 
-One step with guidance is two passes of the denoiser; the picture's time holds reading the prompt and decoding too.
+A guided step is two forward passes of the denoiser; the time of a picture includes text encoding and decoding.
 """
 
 import argparse
@@ -21,7 +21,7 @@ PROMPT = "a small red star above two blue circles on a white background"
 
 
 def seconds(pipe: "limner.Pipeline", rounds: int = 5, **settings: object) -> float:
-    """The median time of one call."""
+    """The median time of a call in seconds."""
     runs = []
     for _ in range(rounds + 1):
         start = time.perf_counter()
@@ -31,7 +31,7 @@ def seconds(pipe: "limner.Pipeline", rounds: int = 5, **settings: object) -> flo
 
 
 def main() -> None:
-    """Measure and print the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dtype", default="float32")
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""How well prompts are obeyed by sampler, number of steps and guidance: what the default settings are chosen by.
+"""The share of obeyed prompts by sampler, number of steps and guidance scale: the basis of the default settings.
 
 python benchmarks/samplers.py [--model MODEL] [--n 100] [--kinds one relation]
 """
@@ -18,7 +18,7 @@ SCALES = (1.0, 1.5, 2.0, 3.0, 5.0, 7.5)
 
 
 def obeyed(pipe: Pipeline, prompts: list[report.EvalPrompt], **settings: object) -> str:
-    """The share obeyed and the seconds it took."""
+    """The share obeyed, and the seconds, as text."""
     start = time.perf_counter()
     done = report.evaluate(pipe, prompts, **settings)
     right = sum(verdict.obeyed for verdict in done.verdicts if verdict is not None)
@@ -26,7 +26,7 @@ def obeyed(pipe: Pipeline, prompts: list[report.EvalPrompt], **settings: object)
 
 
 def main() -> None:
-    """Print obedience for each guidance scale, then for each sampler and number of steps."""
+    """Print the shares by guidance scale, then by sampler and number of steps."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model")
     parser.add_argument("--n", type=int, default=100, help="prompts of each kind")

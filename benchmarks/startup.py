@@ -1,4 +1,4 @@
-"""How long limner takes to start, relative to Python itself and to `import torch`, in turn.
+"""Start-up time of limner, relative to Python and to `import torch`.
 
 python benchmarks/startup.py
 """
@@ -27,7 +27,7 @@ COMMANDS = {
 
 
 def main(rounds: int = 7) -> None:
-    """Run each command `rounds` times in turn and print the medians."""
+    """Print the median times of `rounds` interleaved runs of each command."""
     seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
     with TemporaryDirectory() as folder:
         for round_ in range(rounds + 1):

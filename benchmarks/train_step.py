@@ -2,10 +2,9 @@
 
     python benchmarks/train_step.py
 
-Forward, backward and AdamW at batch 64 on random pictures and text, the models in turn within one process, so that
-a machine whose speed drifts slows both. The sizes differ a little, so GFLOP/s are compared besides images/s; the
-machine's peak is that of a plain matrix product measured between the rounds. The FLOPs of attention's own products
-are not counted, for either model: they are the same.
+Forward, backward and AdamW at batch 64 on random pictures and text; the models are interleaved in one process against
+drift of the machine's speed. Sizes differ slightly, so GFLOP/s are compared besides images/s; the peak is that of a
+matrix product between the rounds. The FLOPs inside attention, equal for both, are not counted.
 """
 
 import statistics
@@ -32,14 +31,14 @@ class Arguments:
 
     batch: int = 64
     rounds: int = 8
-    """Timed rounds; in each, every model does `steps` steps."""
+    """Timed rounds of `steps` steps of every model."""
     steps: int = 3
     no_compile: bool = False
     """Leave the compiled model out."""
 
 
 def trainer(net: nn.Module, forward: Callable[..., Tensor], batch: int) -> Callable[[], None]:
-    """A function that does one training step of `net`."""
+    """A function that runs one training step of `net`."""
     x, noise = torch.randn(2, batch, 3, 32, 32).unbind()
     t, text = torch.rand(batch) * 1000, torch.randn(batch, LENGTH, TEXT)
     mask = torch.arange(LENGTH)[None] < torch.randint(4, LENGTH, (batch, 1))
@@ -55,7 +54,7 @@ def trainer(net: nn.Module, forward: Callable[..., Tensor], batch: int) -> Calla
 
 
 def gflop_of(step: Callable[[], None]) -> float:
-    """The GFLOP of a step. The counter cannot see into compiled code, and keeps it from being compiled."""
+    """The GFLOP of an eager step: the counter cannot count compiled code."""
     with FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops() / 1e9
@@ -97,7 +96,7 @@ def gemm_peak(size: int = 2048, repeats: int = 6) -> float:
 
 
 def main() -> None:
-    """Measure and print the table."""
+    """Print the table."""
     args = tyro.cli(Arguments)
     torch.manual_seed(0)
     models = {"diffusers PixArt": peer_model(), "limner DiT": limner_model(False)}

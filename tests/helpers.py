@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from limner.data.batches import Batches
 from limner.data.sources import Source, open_source
 from limner.nets.dit import DiTConfig
-from limner.train.loop import Trainer, generator_of, lr_multiplier
+from limner.train.loop import Trainer, lr_multiplier, step_generator
 from limner.train.recipe import Recipe, Run, TextRecipe
 from limner.weights.file import read_tensors
 
@@ -88,7 +88,7 @@ def worked_out(recipe: Recipe, steps: int, world: int = 1) -> SimpleNamespace:
     for step in range(steps):
         module.zero_grad()
         each = [
-            task.loss(*task.inputs(share.batch(step), generator_of(recipe.seed, step, rank), torch.device("cpu")))
+            task.loss(*task.inputs(share.batch(step), step_generator(recipe.seed, step, rank), torch.device("cpu")))
             for rank, share in enumerate(shares)
         ]
         loss = torch.cat(each).mean()

@@ -62,6 +62,13 @@ def test_a_sheet_and_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert page.width == 2 * (64 * 1 + 4) + 4
 
 
+def test_a_bad_file_name_is_refused_before_a_model_is_opened(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("limner.pipeline.Pipeline.from_pretrained", None)
+    assert "cannot tell the kind of picture from 'x.txt'" in refused(capsys, "generate", "a", "--output", "x.txt")
+
+
 def test_the_settings_in_a_png_repaint_it(tmp_path: Path) -> None:
     """Each picture of a folder says its prompt, seed and settings, from which it is painted again, alone.
 
@@ -96,7 +103,7 @@ def test_the_settings_in_a_png_repaint_it(tmp_path: Path) -> None:
         (["generate", "a two", "--sampler", "eulr"], "unknown sampler 'eulr'; did you mean 'euler'"),
         (["generate", "a two", "--model", "nowhere"], "no model at nowhere"),
         (["generate", "a two", "--width", "30"], "width 30 is not a multiple of 16, as this model needs; try 32"),
-        (["generate", "two " * 60], "over the text encoder's budget"),
+        (["generate", "two " * 60], "over the text encoder's context length"),
         (["generate", "a two", "--output", "x.txt"], "cannot tell the kind of picture from 'x.txt'"),
         (["generate", "a two", "--output", "/proc/x/y.png", "--steps", "1"], "/proc/x"),
         (["generate", "a two", "--output", "x.psd"], "cannot tell the kind of picture from 'x.psd'"),

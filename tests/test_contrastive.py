@@ -22,7 +22,7 @@ from limner.pipeline import Pipeline
 from limner.text.clip import CLIPTextConfig, CLIPTextModel
 from limner.text.encoder import TextEncoder
 from limner.text.tokenizer import Tokenizer
-from limner.train.contrastive import ContrastiveLoss, Head, ImageEncoder
+from limner.train.contrastive import ContrastiveHead, ContrastiveLoss, ImageEncoder
 from limner.train.latents import encode
 from limner.train.recipe import ContrastiveRecipe, Recipe, Run, TextRecipe
 from limner.weights.file import read_tensors
@@ -69,8 +69,8 @@ def cosines(loss: ContrastiveLoss, x: Tensor, captions: list[str]) -> Tensor:
     states = []
     for caption in captions:
         ids, mask = loss.encoder.tokenizer.encode([caption])
-        states.append(loss.head.words(loss.encoder.transformer(ids[mask][None]).hidden[0].mean(0)))
-    pictures, words = loss.head.pictures(x).float(), torch.stack(states).float()
+        states.append(loss.head.text_projection(loss.encoder.transformer(ids[mask][None]).hidden[0].mean(0)))
+    pictures, words = loss.head.image_encoder(x).float(), torch.stack(states).float()
     return torch.stack([torch.stack([p @ w / (p.norm() * w.norm()) for w in words]) for p in pictures])
 
 
@@ -91,9 +91,9 @@ def test_loss_by_hand(which: list[int], pictures: list[int], scale: float) -> No
     """Cross-entropy of each picture over its caption and those that are not its own, and of each caption over
     pictures; the mean over the batch is CLIP's."""
     texts = ["a red picture", "green", "it is blue nearly everywhere"]
-    loss = ContrastiveLoss(encoder_of(texts), Head(3, 8, 32)).double()
-    assert loss.head.log_scale.exp().item() == pytest.approx(1 / 0.07)
-    torch.nn.init.constant_(loss.head.log_scale, torch.tensor(scale).log().item())
+    loss = ContrastiveLoss(encoder_of(texts), ContrastiveHead(3, 8, 32)).double()
+    assert loss.head.logit_scale.exp().item() == pytest.approx(1 / 0.07)
+    torch.nn.init.constant_(loss.head.logit_scale, torch.tensor(scale).log().item())
     x, captions = torch.randn(len(which), 3, 8, 8, dtype=torch.float64), [texts[k] for k in which]
     values = loss(x, captions, torch.tensor(pictures))
 
@@ -136,11 +136,11 @@ def test_it_learns_to_read(reading: ContrastiveRecipe, any_precision: None, prec
                 sample_every=100)
     )  # fmt: skip
     before = {name: p.clone() for name, p in begun.trained["text_encoder"].state_dict().items()}
-    start = begun.task.measure(begun.result)["found"]
+    start = begun.task.measure(begun.result)["accuracy"]
     begun.run()
     changed = begun.trained["text_encoder"].state_dict()
     assert any(not torch.equal(p, before[name]) for name, p in changed.items())
-    found = logged(reading.output)["found"]
+    found = logged(reading.output)["accuracy"]
     assert [step for step, _ in found] == [100, 200] and found[-1][1] > start + 0.1
 
     texts = [sentence.format(name) for name in COLOURS for sentence in SENTENCES]
@@ -154,9 +154,9 @@ def test_every_caption_is_found_where_each_colour_has_one(recipe: Recipe, readin
     for file in Path(recipe.data.path or "").glob("*.txt"):
         file.write_text(file.read_text().splitlines()[0])
     done = trainer(replace(reading, steps=60, batch_size=24, lr=3e-3, ema=0.0, sample_every=0))
-    start = done.task.measure(done.result)["found"]
+    start = done.task.measure(done.result)["accuracy"]
     done.run()
-    assert start < 0.8 and logged(reading.output)["found"] == [(60, 1.0)]
+    assert start < 0.8 and logged(reading.output)["accuracy"] == [(60, 1.0)]
 
 
 @pytest.mark.parametrize("latent", [False, True])
@@ -188,7 +188,7 @@ def test_the_log_tells_the_loss_and_the_share_found(reading: ContrastiveRecipe, 
     for i, (caption, index) in enumerate(zip(batch["captions"], batch["indices"], strict=True)):
         others = [j for j in range(12) if batch["captions"][j] != caption and batch["indices"][j] != index]
         right += all(cosine[i, i] > cosine[i, j] for j in others)
-    assert log["found"][-1] == (4, pytest.approx(right / 12))
+    assert log["accuracy"][-1] == (4, pytest.approx(right / 12))
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, list[str], Tens
     forward = ContrastiveLoss.forward
 
     def watched(self: ContrastiveLoss, x: Tensor, captions: list[str], indices: Tensor) -> Tensor:
-        seen.append((x, captions, indices, self.head.pictures(x)))
+        seen.append((x, captions, indices, self.head.image_encoder(x)))
         return forward(self, x, captions, indices)
 
     monkeypatch.setattr(ContrastiveLoss, "forward", watched)
@@ -252,7 +252,7 @@ def test_a_resumed_run_is_the_whole_one(reading: ContrastiveRecipe, tmp_path: Pa
     assert_equal(whole.average.state_dict(), resumed.average.state_dict())
     head = {name.removeprefix("training/average.safetensors:") for name in one if "average" in name}
     assert head == {f"head.{name}" for name in whole.trained["head"].state_dict()}
-    name = "head.words.weight"
+    name = "head.text_projection.weight"
     average, raw = one[f"training/average.safetensors:{name}"], one[f"training/weights.safetensors:{name}"]
     assert torch.equal(average, whole.average.state_dict()[name]) and not torch.equal(average, raw)
 
@@ -388,8 +388,10 @@ def test_a_text_encoder_that_is_absent_or_of_other_words_is_refused(recipe: Reci
 
 def test_a_gradient_that_is_no_number_names_the_weights(reading: ContrastiveRecipe) -> None:
     begun = trainer(reading)
-    torch.nn.init.constant_(begun.trained["head"].words.weight, float("nan"))
-    with pytest.raises(LimnerError, match=r"norm nan at step 0; not finite: the weights of head.words.weight"):
+    torch.nn.init.constant_(begun.trained["head"].text_projection.weight, float("nan"))
+    with pytest.raises(
+        LimnerError, match=r"norm nan at step 0; not finite: the weights of head.text_projection.weight"
+    ):
         begun.run()
 
 
@@ -403,7 +405,7 @@ def test_a_gradient_that_is_no_number_names_the_weights(reading: ContrastiveReci
         (lambda r: replace(r, cache=8, autoencoder="shipped", flip=True), "--flip mirrors pictures"),
         (lambda r: replace(r, cache=-1), "cache must be at least 0, not -1"),
         (lambda r: replace(r, autoencoder="nowhere"), "no autoencoder at nowhere"),
-        (lambda r: replace(r, text=replace(r.text, length=3)), "over the text encoder's budget of 3"),
+        (lambda r: replace(r, text=replace(r.text, length=3)), "over the text encoder's context length of 3"),
     ],
 )
 def test_refusals(reading: ContrastiveRecipe, wrong: Callable[[Run], Run], message: str) -> None:

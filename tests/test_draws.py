@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from limner.errors import LimnerError
-from limner.noise.draws import ANCESTRAL, START, Keyed, TorchDraws, normal, philox
+from limner.noise.draws import ANCESTRAL, START, KeyedNoise, TorchNoise, normal, philox
 
 # Random123's kat_vectors for philox4x32-10: counter, key, result.
 KNOWN = [
@@ -105,7 +105,7 @@ def test_seeds_out_of_range(seed: int) -> None:
     with pytest.raises(LimnerError, match=f"seed {seed} must be"):
         normal(seed, (1, 2, 2))
     with pytest.raises(LimnerError, match=f"seed {seed} must be"):
-        Keyed([3, seed], (1, 2, 2)).start()
+        KeyedNoise([3, seed], (1, 2, 2)).start()
 
 
 def test_a_wider_canvas_keeps_the_shared_area() -> None:
@@ -116,9 +116,9 @@ def test_a_wider_canvas_keeps_the_shared_area() -> None:
 
 def test_a_picture_of_a_batch_is_the_picture_alone() -> None:
     seeds, shape = [11, 2**40 + 3, 7], (4, 9, 6)
-    together = Keyed(seeds, shape)
+    together = KeyedNoise(seeds, shape)
     for i, seed in enumerate(seeds):
-        alone = Keyed([seed], shape)
+        alone = KeyedNoise([seed], shape)
         assert torch.equal(together.start()[i], alone.start()[0])
         for step in (0, 1, 19):
             assert torch.equal(together(step)[i], alone(step)[0])
@@ -130,11 +130,11 @@ def test_a_picture_of_a_batch_is_the_picture_alone() -> None:
 
 def test_keyed_draws_do_not_depend_on_what_was_drawn_before() -> None:
     seeds, shape = [1, 2], (3, 8, 8)
-    draws = Keyed(seeds, shape)
+    draws = KeyedNoise(seeds, shape)
     late = draws(5)
     draws(0), draws.start(), draws(4)
     assert torch.equal(draws(5), late)
-    assert torch.equal(Keyed(seeds, shape)(5), late)
+    assert torch.equal(KeyedNoise(seeds, shape)(5), late)
     for one, other in ((draws(4), late), (draws(0), draws.start()), (draws(0), draws(1))):
         assert abs(correlation(one.numpy(), other.numpy())) < 4 / math.sqrt(one.numel())
     assert torch.equal(draws.start(), torch.from_numpy(np.stack([normal(seed, shape, START, 0) for seed in seeds])))
@@ -143,8 +143,8 @@ def test_keyed_draws_do_not_depend_on_what_was_drawn_before() -> None:
 
 def test_torch_draws_are_one_generators_sequence() -> None:
     shape = (2, 3, 4, 5)
-    draws, generator = TorchDraws(42, shape), torch.Generator().manual_seed(42)
+    draws, generator = TorchNoise(42, shape), torch.Generator().manual_seed(42)
     for drawn in (draws.start(), draws(0), draws(7), draws(7)):
         assert torch.equal(drawn, torch.randn(shape, generator=generator))
-    assert torch.equal(TorchDraws(42, shape).start(), TorchDraws(42, shape)(3))
-    assert not torch.equal(TorchDraws(43, shape).start(), TorchDraws(42, shape).start())
+    assert torch.equal(TorchNoise(42, shape).start(), TorchNoise(42, shape)(3))
+    assert not torch.equal(TorchNoise(43, shape).start(), TorchNoise(42, shape).start())

@@ -194,7 +194,7 @@ def test_two_encoders_are_both_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     changed = text.with_parts({"text_encoder_2": encoder().transformer})
     [(kept, new)] = changed.encode(["a red star"])
     assert torch.equal(kept.tokens, one.tokens) and (new.tokens - other.tokens).abs().max() > 1e-3
-    with pytest.raises(LimnerError, match="over the text encoder's budget of 8"):
+    with pytest.raises(LimnerError, match="over the text encoder's context length of 8"):
         Text([first, encoder(SECOND, length=8)], both)(["a red star " * 3])
 
     row = Family("denoiser", (Reads(), SECOND), both, {"steps": 2, "guidance_scale": 2.0})
@@ -208,7 +208,7 @@ def test_two_encoders_are_both_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_long_prompts_are_refused_or_cut() -> None:
     conditioner = tiny("text").conditioner
-    with pytest.raises(LimnerError, match="over the text encoder's budget of 16"):
+    with pytest.raises(LimnerError, match="over the text encoder's context length of 16"):
         conditioner(["a red star " * 9])
     cut = conditioner(["a red star " * 9, "a red star " * 8], Ask(truncate=True))
     assert torch.equal(cut["text"][0], cut["text"][1]) and cut["mask"].all()
@@ -298,6 +298,30 @@ def test_saving_over_another_model(tmp_path: Path, kind: str) -> None:
     model = tiny(kind)
     model.save(tmp_path / "model")
     same(model, Model.open(tmp_path / "model"))
+
+
+def test_saving_touches_nothing_outside_the_folder(tmp_path: Path) -> None:
+    """A part's name in a model_index.json is one folder's name."""
+    tiny("class").save(tmp_path / "model")
+    tiny("class").save(tmp_path / "other")
+    file = tmp_path / "model/model_index.json"
+    for name in ("../other/denoiser", "..", "."):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {name: ["limner", "DiT"]}))
+        for act in (lambda: tiny("class").save(tmp_path / "model"), lambda: Model.open(tmp_path / "model")):
+            with pytest.raises(LimnerError, match="cannot be the folder of a part"):
+                act()
+        assert (tmp_path / "other/denoiser/config.json").is_file()
+        tiny("class").save(tmp_path / "fresh")
+        file.write_text((tmp_path / "fresh/model_index.json").read_text())
+
+
+@pytest.mark.parametrize(("part", "other"), [("denoiser", "vae"), ("vae", "text_encoder"), ("text_encoder", "vae")])
+def test_a_part_of_another_kind_is_refused(tmp_path: Path, part: str, other: str) -> None:
+    tiny("latent").save(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    (tmp_path / "model_index.json").write_text(json.dumps(index | {part: index[other]}))
+    with pytest.raises(LimnerError, match=f"unknown class of .*{part} '{index[other][1]}'"):
+        Model.open(tmp_path)
 
 
 def test_what_a_folder_does_not_say_its_family_says(tmp_path: Path) -> None:

@@ -155,7 +155,9 @@ def outcome(folder: Path) -> str:
         names = pipe.model.conditioner.names
         pictures = pipe(names[-1] if names else "a red star", steps=1)
     except LimnerError as error:
-        assert re.search("scheduler|beta|prediction_type|spacing|grid|budget|not numbers|not finite", str(error)), error
+        assert re.search(
+            "scheduler|beta|prediction_type|spacing|grid|context length|not numbers|not finite", str(error)
+        ), error
         return f"not painted: {error}"
     assert len(pictures) == 1 and min(pictures[0].size) > 0
     return "painted"

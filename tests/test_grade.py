@@ -54,7 +54,7 @@ def detected(shape: str | None, colour: str, size: str = "medium", place: str = 
 def share(cases: list, *how) -> float:
     got = grader.measure(cases, *how)
     assert got.all.total() == len(cases)
-    return got.well.total() / len(cases)
+    return got.correct.total() / len(cases)
 
 
 # ---- how often it is right
@@ -85,7 +85,7 @@ def test_true_pictures_of_other_sizes_obey(true_cases, size, least):
 def test_the_broken_claim_is_named():
     cases = grader.wrong_cases(250, SEEDS)
     got = grader.measure(cases)
-    assert got.well.total() >= 0.99 * len(cases), [verdict.describe() for _, verdict in got.failures]
+    assert got.correct.total() >= 0.99 * len(cases), [verdict.describe() for _, verdict in got.failures]
     assert got.alone >= 0.98 * len(cases)
     kinds = Counter(case.changed[0] for case in cases)
     assert set(kinds) == {"shape", "colour", "size", "count", "place", "relation", "background"}

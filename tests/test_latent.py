@@ -21,7 +21,7 @@ from limner.nets.vae import AutoencoderKL, AutoencoderKLConfig
 from limner.pipeline import Pipeline
 from limner.train.autoencoder import AutoencoderLoss
 from limner.train.latents import Latents, encode
-from limner.train.loop import Trainer, generator_of
+from limner.train.loop import Trainer, step_generator
 from limner.train.recipe import AutoencoderRecipe, Recipe, TextRecipe
 from limner.train.setup import open_autoencoder
 
@@ -115,7 +115,7 @@ def test_the_numbers_of_the_recipe_are_those_of_the_autoencoder(vae_recipe: Auto
     assert vae.config == replace(network, in_channels=1, out_channels=1)
     assert vae.quant_conv is None and vae.post_quant_conv is not None
     x = Batches(World(), 4, SIZE, 1, seed=2).batch(0)["images"] / 127.5 - 1
-    wanted = AutoencoderLoss(vae, 0.5, 3.0)(x, generator_of(2, 0, 0))
+    wanted = AutoencoderLoss(vae, 0.5, 3.0)(x, step_generator(2, 0, 0))
     torch.testing.assert_close(begun.loss(next(begun.batches())), wanted)
     assert not torch.equal(
         trainer(replace(recipe, seed=3)).trained["vae"].decoder.conv_in.weight, vae.decoder.conv_in.weight

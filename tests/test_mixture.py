@@ -40,7 +40,7 @@ def mixed(tmp_path: Path) -> Mixture:
 def test_each_part_has_its_share(mixed):
     """10,000 positions: shares within four standard deviations, the pictures of a part alike often."""
     drawn = [mixed.index_at(position, 5) for position in range(10_000)]
-    parts = Counter(mixed.at(index)[0] for index in drawn)
+    parts = Counter(mixed.locate(index)[0] for index in drawn)
     assert abs(parts[0] - 6000) < 4 * math.sqrt(10_000 * 0.24) and sum(parts.values()) == 10_000
     greys = Counter(index - ENDLESS for index in drawn if index >= ENDLESS)
     assert sorted(greys) == list(range(10)) and len(mixed) == ENDLESS + 10
@@ -54,12 +54,12 @@ def test_three_parts_of_very_different_lengths(weights):
     """The share is the weight's, not the length's; the first and last picture of every part come."""
     parts = [World(2), World(700, seed=1), World(3, seed=2)]
     mixture, n = Mixture(parts, weights), 6000
-    where = [mixture.at(mixture.index_at(position, 0)) for position in range(n)]
+    where = [mixture.locate(mixture.index_at(position, 0)) for position in range(n)]
     for number, weight in enumerate(weights):
         inner = Counter(k for part, k in where if part == number)
         assert abs(inner.total() - n * weight) < 4 * math.sqrt(n * weight * (1 - weight))
         assert set(inner) <= set(range(len(parts[number]))) and (len(parts[number]) > 9 or len(inner) > 1)
-    ends = [mixture.at(index) for index in (0, 1, 2, 701, 702, 704)]
+    ends = [mixture.locate(index) for index in (0, 1, 2, 701, 702, 704)]
     assert ends == [(0, 0), (0, 1), (1, 0), (1, 699), (2, 0), (2, 2)] and len(mixture) == 705
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from limner.errors import LimnerError
 from limner.files import write_atomically
-from limner.picture import save, sheet, show, to_pictures
+from limner.picture import save, sheet, to_ansi, to_pictures
 from limner.record import parameters_text
 
 
@@ -44,7 +44,7 @@ def test_parameters_are_read_back(tmp_path: Path) -> None:
 def test_show_draws_two_pixels_a_letter() -> None:
     picture = Image.new("RGB", (3, 4), (1, 2, 3))
     picture.putpixel((2, 1), (9, 8, 7))
-    lines = show(picture, columns=3).splitlines()
+    lines = to_ansi(picture, columns=3).splitlines()
     assert len(lines) == 2
     cells = re.findall(r"\x1b\[38;2;(\d+);(\d+);(\d+)m\x1b\[48;2;(\d+);(\d+);(\d+)m▀", lines[0])
     assert cells == [("1", "2", "3", "1", "2", "3")] * 2 + [("1", "2", "3", "9", "8", "7")]

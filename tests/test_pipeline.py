@@ -297,7 +297,7 @@ def test_bad_settings(pipe: Pipeline, settings: dict, message: str) -> None:
 
 
 def test_long_prompt(pipe: Pipeline) -> None:
-    with pytest.raises(LimnerError, match="over the text encoder's budget of 8"):
+    with pytest.raises(LimnerError, match="over the text encoder's context length of 8"):
         pipe("a red star " * 5)
     assert torch.equal(last(pipe, "a red star " * 5, truncate=True), last(pipe, "a red star " * 9, truncate=True))
 
@@ -330,10 +330,10 @@ def test_bad_models(pipe: Pipeline, tmp_path: Path) -> None:
     write_json(folder / "denoiser/config.json", config)
     weights = folder / "denoiser/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-7])
-    with pytest.raises(LimnerError, match="not a whole safetensors file"):
+    with pytest.raises(LimnerError, match="not a valid safetensors file"):
         Pipeline.from_pretrained(folder)
     weights.write_bytes(b"\xff" * 64)
-    with pytest.raises(LimnerError, match="not a whole safetensors file"):
+    with pytest.raises(LimnerError, match="not a valid safetensors file"):
         Pipeline.from_pretrained(folder)
 
 

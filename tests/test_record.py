@@ -169,13 +169,13 @@ def test_a_batch_of_torch_s_generator_is_told_apart(pipe: Pipeline) -> None:
         pipe("a red star", seed=[1, 2], num_images=2, rng="torch")
 
 
-@given(st.floats(allow_nan=False), st.floats(0, 1e6), st.floats(1, 1e6))
+@given(st.floats(allow_nan=False), st.floats(0, 1), st.floats(1, 1e6))
 def test_floats_survive_exactly(scale: float, low: float, more: float) -> None:
-    wanted = Settings(guidance_interval=(low, low + more), eta=more, guidance_rescale=low, shift=more)
+    wanted = Settings(guidance_interval=(low, low + more), eta=low, guidance_rescale=low, shift=more)
     entries = settings_entries(wanted, read_schedule(FLOW, 2), scale, (8, 8), "m", "float32") | {"Seed": 1}
     settings = settings_of(read(parameters_text("", "", entries)))
     assert settings["guidance_scale"] == scale and settings["guidance_interval"] == (low, low + more)
-    assert settings["eta"] == settings["shift"] == more and settings.get("guidance_rescale", 0.0) == low
+    assert settings["shift"] == more and settings["eta"] == settings.get("guidance_rescale", 0.0) == low
 
 
 @pytest.mark.parametrize("name", ["v2, Seed: 7", "two\nlines", 'said "so"', '"quoted"', "a\\b, c", "猫: 犬", "plain"])
@@ -255,3 +255,34 @@ def test_the_command_line_warns_in_a_line(pipe: Pipeline, tmp_path: Path) -> Non
     assert done.returncode == 0 and done.stderr == "limner: the negative prompt has no effect with guidance 1\n"
     with Image.open(tmp_path / "out.png") as page:
         assert "Negative" not in page.info["parameters"]
+
+
+def test_guidance_options_without_effect_are_warned_of(pipe: Pipeline) -> None:
+    """At guidance 1 neither rescale nor interval acts: each is named, and neither is recorded."""
+    plain = pipe("a red star", guidance_scale=1.0)[0]
+    with pytest.warns(LimnerWarning) as caught:
+        options = {"guidance_rescale": 0.5, "guidance_interval": (0.1, 5.0)}
+        picture = pipe("a red star", guidance_scale=1.0, **options)[0]
+    assert [str(each.message).split(" has")[0] for each in caught] == ["the guidance rescale", "the guidance interval"]
+    assert picture.info == plain.info and picture.tobytes() == plain.tobytes()
+
+
+def test_an_unconditional_model_records_guidance_one() -> None:
+    network = DiT(DiTConfig(8, 1, 2, 32, 1, 2)).eval().requires_grad_(False)
+    blind = Pipeline(Model(network, Nothing(), FLOW, defaults={"steps": 2, "guidance_scale": 5.0}))
+    assert "CFG scale: 1," in blind()[0].info["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"guidance_rescale": 7.0}, "guidance_rescale must be from 0 to 1, not 7"),
+        ({"sampler": "ddim", "eta": 10.0}, "eta must be from 0 to 1, not 10"),
+        ({"sampler": "ddim", "eta": -1.0}, "eta must be from 0 to 1, not -1"),
+        ({"sampler": "ddim", "eta": float("nan")}, "eta must be from 0 to 1, not nan"),
+        ({"guidance_scale": 1.0, "guidance_interval": (5, 1)}, "guidance between 5 and 1 is nowhere"),
+    ],
+)
+def test_settings_out_of_range(pipe: Pipeline, options: dict, message: str) -> None:
+    with pytest.raises(LimnerError, match=message):
+        pipe("a red star", **options)

@@ -81,7 +81,9 @@ PROMPTS = {
 @pytest.fixture(scope="module")
 def graded() -> tuple[Painter, Report]:
     painter = Painter({prompt: other for prompt, other in PROMPTS.items() if other})
-    return painter, evaluate(painter, [classify(prompt) for prompt in PROMPTS], at_once=4, seed=20, steps=9, eta=None)
+    return painter, evaluate(
+        painter, [classify(prompt) for prompt in PROMPTS], batch_size=4, seed=20, steps=9, eta=None
+    )
 
 
 # --- shares ---
@@ -127,10 +129,15 @@ def test_each_prompt_is_judged_by_its_own_picture(graded):
     ]  # fmt: skip
     by_prompt = {each.pop("prompt"): each for each in report["prompts"]}
     assert by_prompt[STRANGE] == {"row": "not judged", "obeyed": None}
-    assert by_prompt["a large purple star"] == {"row": "held-out", "obeyed": True, "said": "obeyed", "wrong": []}
+    assert by_prompt["a large purple star"] == {"row": "held-out", "obeyed": True, "description": "obeyed", "wrong": []}
     green = by_prompt["a large green square on the left on black"]
-    assert green["obeyed"] is False and green["row"] == "seen" and "green" in green["said"] and "blue" in green["said"]
-    assert green["wrong"] == [{"kind": "colour", "wanted": "green", "found": "blue", "right": False, "group": 0}]
+    assert (
+        green["obeyed"] is False
+        and green["row"] == "seen"
+        and "green" in green["description"]
+        and "blue" in green["description"]
+    )
+    assert green["wrong"] == [{"kind": "colour", "expected": "green", "found": "blue", "right": False, "group": 0}]
 
 
 def test_the_report_is_json(graded):
@@ -149,7 +156,7 @@ def test_each_prompt_is_painted_once_with_its_own_seed(graded):
     assert [call[:2] for call in painter.calls] == [(given[:4], 20), (given[4:8], 24), (given[8:], 28)]
     assert all(settings == {"steps": 9, "eta": None} for _, _, settings in painter.calls)
     done = []
-    again = evaluate(painter, report.prompts, at_once=7, seed=20, progress=done.append)
+    again = evaluate(painter, report.prompts, batch_size=7, seed=20, progress=done.append)
     assert [a.tobytes() for a in again.pictures] == [b.tobytes() for b in report.pictures] and done == [7, 10]
     assert again.verdicts == report.verdicts
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from limner.denoise import Denoise, Denoiser, clip
-from limner.noise.draws import TorchDraws
+from limner.noise.draws import TorchNoise
 from limner.schedulers import PREDICTIONS, read_schedule, sampler
 
 pytestmark = pytest.mark.parity
@@ -105,7 +105,7 @@ def test_equals_diffusers(name: str, predicts: str, steps: int) -> None:
         told.append(float(t[0]))
         return network(x, t)
 
-    draws = TorchDraws(7, SHAPE)
+    draws = TorchNoise(7, SHAPE)
     denoise: Denoise = Denoiser(recorded, made.predicts)
     denoise = denoise if made.clip is None else clip(denoise, made.clip)
     run = sampler(made.sampler)(

@@ -1,9 +1,10 @@
-"""Ids, budgets and files of the tokenizer: equal to transformers', to the number."""
+"""Ids, context lengths and files of the tokenizer: equal to transformers', to the number."""
 
 import gzip
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 
@@ -80,11 +81,6 @@ def openai_file(shared_data):
 
 
 @pytest.fixture(scope="session")
-def clip(openai_file):
-    return Tokenizer.from_openai(openai_file)
-
-
-@pytest.fixture(scope="session")
 def folders(openai_file, tmp_path_factory):
     """Folders as published: vocab.json and merges.txt, made here as openai/CLIP's simple_tokenizer.py makes them."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -103,6 +99,11 @@ def folders(openai_file, tmp_path_factory):
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
         (folder / "special_tokens_map.json").write_text(json.dumps(special_map))
     return root
+
+
+@pytest.fixture(scope="session")
+def clip(folders):
+    return Tokenizer.from_pretrained(folders / "sd1")
 
 
 @pytest.fixture(scope="session")
@@ -135,14 +136,6 @@ def test_a_photo_of_a_cat(clip):
 
 
 @pytest.mark.parity
-def test_openai_file_gives_transformers_ids(clip, folders):
-    from transformers import CLIPTokenizer
-
-    reference = CLIPTokenizer(vocab=str(folders / "sd1/vocab.json"), merges=str(folders / "sd1/merges.txt"))
-    assert_same_as_transformers(clip, reference)
-
-
-@pytest.mark.parity
 @pytest.mark.parametrize(("name", "pad"), [("sd1", 49407), ("sd2", 0)])
 def test_published_folder_gives_transformers_ids(folders, name, pad):
     from transformers import CLIPTokenizer
@@ -167,8 +160,10 @@ def test_tokenizer_json_written_by_transformers_or_by_us(folders, tmp_path, name
     assert torch.equal(again.encode(strings(), truncate=True).ids, padded(reference))
 
 
-def test_from_files(clip, folders):
-    ours = Tokenizer.from_files(folders / "sd1/vocab.json", folders / "sd1/merges.txt", length=9)
+def test_model_max_length(folders, tmp_path):
+    shutil.copytree(folders / "sd1", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 9}')
+    ours = Tokenizer.from_pretrained(tmp_path)
     assert ours.encode("a photo of a cat").ids.tolist() == [CAT + [49407] * 2]
 
 
@@ -180,12 +175,12 @@ def test_padding_and_truncation_written_into_a_tokenizer_json_are_ours_to_decide
     assert len(Tokenizer.from_pretrained(tmp_path).pieces("cat " * 20)) == 22
 
 
-def test_over_the_budget(clip):
+def test_over_the_context_length(clip):
     exact = " ".join(["cat"] * 75)
     ids, mask = clip.encode(exact)
     assert ids[0, -1] == 49407 and mask.all()
     with pytest.raises(
-        LimnerError, match=r"has 80 tokens, 3 over .* budget of 77 .*fit: 'Unbelievable, dog'\. Shorten"
+        LimnerError, match=r"has 80 tokens, 3 over .* context length of 77 .*fit: 'Unbelievable, dog'\. Shorten"
     ):
         clip.encode(["cat", " ".join(["cat"] * 75) + " Unbelievable, dog"])
     cut = clip.encode(["cat", exact + " dog"], truncate=True)
@@ -269,19 +264,18 @@ def test_what_cannot_be_used_is_said(clip, trained, tmp_path):
             action(*args, **options)
 
     refuses("no tokenizer in .*expected tokenizer.json", Tokenizer.from_pretrained, tmp_path)
-    refuses("no such file: .*absent.gz", Tokenizer.from_openai, tmp_path / "absent.gz")
-    (tmp_path / "short.gz").write_bytes(gzip.compress(b"heading\ni n\n"))
-    refuses("not OpenAI's merge table", Tokenizer.from_openai, tmp_path / "short.gz")
-    (tmp_path / "short.gz").write_bytes(b"no gzip")
-    refuses("short.gz cannot be read", Tokenizer.from_openai, tmp_path / "short.gz")
     (tmp_path / "tokenizer.json").write_text("{")
     refuses("tokenizer.json cannot be read", Tokenizer.from_pretrained, tmp_path)
     (tmp_path / "vocab.json").write_text('{"a": 0}')
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
-    refuses("it has no token", Tokenizer.from_files, tmp_path / "vocab.json", tmp_path / "merges.txt")
-    refuses("no such file", Tokenizer.from_files, tmp_path / "vocab.json", tmp_path / "none.txt")
+    (tmp_path / "tokenizer.json").unlink()
+    refuses("it has no token", Tokenizer.from_pretrained, tmp_path)
+    (tmp_path / "vocab.json").write_text("{")
+    refuses("vocab.json cannot be read", Tokenizer.from_pretrained, tmp_path)
+    (tmp_path / "merges.txt").unlink()
+    refuses("no tokenizer in .*expected tokenizer.json", Tokenizer.from_pretrained, tmp_path)
     refuses("vocab_size 100 has no room.*514", Tokenizer.train, CAPTIONS, vocab_size=100)
-    refuses("budget of 1", Tokenizer.train, CAPTIONS, length=1)
+    refuses("context length of 1", Tokenizer.train, CAPTIONS, length=1)
     refuses("must be a string, got int", trained.encode, ["a", 3])
     refuses("lone surrogate", trained.encode, "\ud800")
 

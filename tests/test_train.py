@@ -27,13 +27,15 @@ from limner.nets.dit import DiT, DiTConfig
 from limner.noise import paths
 from limner.picture import sheet
 from limner.pipeline import Pipeline
+from limner.schedulers import read_schedule
 from limner.settings import Settings
 from limner.text.conditioner import Nothing
 from limner.text.tokenizer import Tokenizer
 from limner.train import checkpoint
-from limner.train.loop import Stopped, Trainer, can_compile, generator_of, lr_multiplier, update_average
+from limner.train.loop import Stopped, Trainer, can_compile, lr_multiplier, step_generator, update_average
 from limner.train.loss import Cached, DiffusionLoss
 from limner.train.recipe import Recipe, TextRecipe, load_recipe, recipe_names
+from limner.train.setup import scheduler_config
 from limner.weights.file import read_tensors
 from limner.weights.parts import save_part
 from limner.world import KINDS, complete, grade, parse, prompts, render
@@ -143,7 +145,7 @@ def test_times_noise_and_target_are_those_of_the_recipe(recipe: Recipe, change: 
     run.trained.denoiser.register_forward_pre_hook(lambda module, args: seen.append(args[:2]))
     batch = next(run.batches())
     loss = run.loss(batch)
-    draws = generator_of(recipe.seed, 5, 0)
+    draws = step_generator(recipe.seed, 5, 0)
     torch.rand(8, generator=draws)  # whose captions are dropped
     u, eps = torch.rand(8, generator=draws), torch.randn(8, 3, 8, 8, generator=draws)
     path, normal = paths.path(recipe.path), math.sqrt(2) * torch.erfinv(2 * u - 1)
@@ -177,7 +179,7 @@ def test_conditions_are_dropped_as_often_as_the_recipe_says(
     chosen = by_class(recipe, tmp_path) if condition == "class" else recipe
     run = trainer(replace(chosen, dropout=dropout, batch_size=400))
     batch = next(run.batches())
-    _, _, prompts = run.task.inputs(batch, generator_of(0, 0, 0), CPU)
+    _, _, prompts = run.task.inputs(batch, step_generator(0, 0, 0), CPU)
     dropped = torch.tensor([prompt == "" for prompt in prompts])
     wanted = [sorted(COLOURS)[k] for k in batch["labels"]] if condition == "class" else batch["captions"]
     assert [p for p in prompts if p] == [w for w, drop in zip(wanted, dropped, strict=True) if not drop]
@@ -450,11 +452,11 @@ def test_average() -> None:
 
 def test_draws_are_keyed_by_seed_step_and_rank() -> None:
     draws = {
-        torch.rand(1, generator=generator_of(seed, step, rank)).item()
+        torch.rand(1, generator=step_generator(seed, step, rank)).item()
         for seed in (0, 1) for step in (0, 1, 2) for rank in (0, 1)
     }  # fmt: skip
     assert len(draws) == 12
-    assert torch.rand(1, generator=generator_of(1, 2, 1)).item() in draws
+    assert torch.rand(1, generator=step_generator(1, 2, 1)).item() in draws
 
 
 def test_dropout_one_hides_every_caption(recipe: Recipe) -> None:
@@ -472,12 +474,12 @@ def test_dropout_one_hides_every_caption(recipe: Recipe) -> None:
 
 
 def test_frozen_text_encoder_runs_once_per_distinct_prompt(recipe: Recipe) -> None:
-    """However often prompts come, and `at_once` of them together; the states are the conditioner's own."""
+    """However often prompts come, and `batch_size` of them together; the states are the conditioner's own."""
     conditioner, seen = trainer(recipe).task.model.conditioner, []
     texts = ["a red picture", "", "a blue picture", "a red picture", "red"]
     wanted = conditioner.encode(texts)
     conditioner.parts()["text_encoder"].register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
-    cached = Cached(conditioner, at_once=3)
+    cached = Cached(conditioner, batch_size=3)
     for _ in range(3):
         for got, states in zip(cached(texts), wanted, strict=True):
             torch.testing.assert_close(got[0].tokens, states[0].tokens)
@@ -497,7 +499,7 @@ def test_no_more_prompts_are_kept_than_the_size_of_the_cache(recipe: Recipe) -> 
     ):
         for got, states in zip(cached(some), conditioner.encode(some), strict=True):
             torch.testing.assert_close(got[0].tokens, states[0].tokens)
-        assert list(cached.kept) == kept
+        assert list(cached.cache) == kept
 
 
 @pytest.mark.parametrize(("lr_scale", "trains"), [(None, False), (0.0, False), (0.5, True)])
@@ -722,7 +724,7 @@ def test_resume_errors(recipe: Recipe) -> None:
         trainer(wider, "latest")
     weights = Path(recipe.output) / "checkpoint-6/training/weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    with pytest.raises(LimnerError, match="not a whole safetensors file"):
+    with pytest.raises(LimnerError, match="not a valid safetensors file"):
         trainer(recipe, "latest")
 
 
@@ -850,7 +852,7 @@ def test_two_processes_train_a_null_text_that_not_each_of_them_needs(recipe: Rec
     """One picture each a step, whose captions are dropped by one process, by none and by both."""
     options = {"batch-size": 2, "dropout": 0.5, "seed": 16}
     one, other = run_by_two(recipe, tmp_path, "--text.learned-null", **options)
-    dropped = [[torch.rand(1, generator=generator_of(16, step, rank)) < 0.5 for rank in (0, 1)] for step in range(3)]
+    dropped = [[torch.rand(1, generator=step_generator(16, step, rank)) < 0.5 for rank in (0, 1)] for step in range(3)]
     assert dropped == [[True, False], [False, False], [True, True]]
     assert_equal(one["weights"], other["weights"])
     assert_equal(one["average"], other["average"])
@@ -864,14 +866,14 @@ def test_data_errors_before_the_first_step(recipe: Recipe, tmp_path: Path) -> No
         trainer(replace(recipe, data=Source(path=str(tmp_path / "empty"))))
     pictures = open_source(recipe.data)
     for change, message in (
-        ({"text": replace(recipe.text, length=3)}, "over the text encoder's budget of 3"),
+        ({"text": replace(recipe.text, length=3)}, "over the text encoder's context length of 3"),
         ({"size": 10}, "not divisible by patch_size"),
         ({"predicts": "eps"}, "set --predicts flow"),
     ):
         with pytest.raises(LimnerError, match=message):
             replace(recipe, **change).task(pictures, None)
     task = replace(recipe, sample_prompts=("a red picture", "red " * 20)).task(pictures, None)
-    with pytest.raises(LimnerError, match="over the text encoder's budget of 8"):
+    with pytest.raises(LimnerError, match="over the text encoder's context length of 8"):
         task.build_result(task.parts, CPU)
 
 
@@ -917,3 +919,105 @@ def test_shift_moves_the_levels_of_the_model_towards_noise(recipe: Recipe) -> No
     for bad in ({"shift": 0.0}, {"shift": 2.0, "path": "cosine", "predicts": "eps"}):
         with pytest.raises(LimnerError, match="shift must be more than 0, and 1 but for the flow path"):
             replace(recipe, **bad)
+
+
+def test_the_world_trains_without_conditions(recipe: Recipe) -> None:
+    """Its pictures have captions whether or not they are wanted."""
+    world = replace(recipe, data=Source("world:one"), size=16, condition="none", sample_prompts=(), steps=1)
+    run = trainer(world)
+    assert run.task.inputs(next(run.batches()), step_generator(0, 0, 0), CPU)[2] == [""] * 8
+    assert run.run().model.conditioner.parts() == {}
+
+
+def test_a_pretrained_text_encoder_may_be_in_half_precision(recipe: Recipe, tmp_path: Path) -> None:
+    """It is trained in float32 all the same."""
+    trainer(replace(recipe, output=recipe.output + "-source")).run().save(tmp_path / "half", dtype=torch.float16)
+    text = TextRecipe(pretrained=str(tmp_path / "half"), lr_scale=1.0)
+    trainer(replace(recipe, text=text)).run()
+    assert {tensor.dtype for tensor in tensors(recipe.output, 6).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_a_resumed_run_may_freeze_a_pretrained_text(recipe: Recipe, tmp_path: Path, scale: float) -> None:
+    trainer(replace(recipe, output=recipe.output + "-source")).run().save(tmp_path / "clip")
+    free = replace(recipe, text=TextRecipe(pretrained=str(tmp_path / "clip"), lr_scale=scale))
+    trainer(free).run()
+    frozen = replace(free, steps=8, text=replace(free.text, lr_scale=None))
+    run = trainer(frozen, "latest")
+    before = read_tensors(Path(recipe.output) / "checkpoint-6/text_encoder/model.safetensors")
+    assert set(run.trained) == {"denoiser"} and run.step == 6
+    assert_equal(run.run().model.parts()["text_encoder"].state_dict(), before)
+
+
+def test_only_what_changed_is_named_on_resuming(recipe: Recipe) -> None:
+    trainer(recipe).run()
+    console = Console(record=True, width=400, file=io.StringIO())
+    changed = replace(recipe, steps=7, text=replace(recipe.text, lr_scale=0.5))
+    trainer(changed, "latest", console)
+    assert "at step 6, changed: steps 6 -> 7; text.lr_scale None -> 0.5\n" in console.export_text()
+
+
+def test_init_with_other_classes_or_a_learned_null(recipe: Recipe, tmp_path: Path) -> None:
+    trainer(replace(recipe, output=recipe.output + "-first")).run().save(tmp_path / "first")
+    null = replace(recipe, init=str(tmp_path / "first"), text=replace(recipe.text, learned_null=True))
+    trainer(null).run().save(tmp_path / "null")
+    with pytest.raises(LimnerError, match=r"its null_text is NullTextConfig\(width=32\), the recipe's is absent"):
+        trainer(replace(recipe, init=str(tmp_path / "null"), output=recipe.output + "-2"))
+    for names in (("red", "blue"), ("red", "green")):
+        for name in names:
+            (tmp_path / names[1] / name).mkdir(parents=True)
+            paint_colour(tmp_path / names[1] / name / "0.png", name, 0)
+    by_class = replace(recipe, condition="class", sample_prompts=(), data=Source(path=str(tmp_path / "blue")))
+    trainer(replace(by_class, output=recipe.output + "-3")).run().save(tmp_path / "classes")
+    other = replace(by_class, init=str(tmp_path / "classes"), data=Source(path=str(tmp_path / "green")))
+    with pytest.raises(LimnerError, match="its classes and the data's differ: blue, red and green, red"):
+        trainer(replace(other, output=recipe.output + "-4"))
+
+
+def test_sample_prompts_are_taken_evenly_from_the_captions(recipe: Recipe) -> None:
+    for k, file in enumerate(sorted(Path(recipe.data.path or "").glob("*.txt"))):
+        file.write_text(f"picture {k}\nnumber {k}")
+    run = trainer(replace(recipe, sample_prompts=()))
+    captions = run.pictures.all_captions()
+    assert len(captions) == 48 and run.task.prompts == captions[::3]
+
+
+def test_recipes_are_listed_without_torch() -> None:
+    code = "import sys; from limner.train.recipe import *; [load_recipe(n) for n in recipe_names()]"
+    code += "; print({'torch', 'datasets', 'accelerate'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+@pytest.mark.parametrize("name", ["flow", "linear", "scaled_linear", "cosine"])
+@pytest.mark.parametrize("predicts", ["flow", "eps", "v", "sample"])
+def test_the_model_samples_along_the_path_it_was_trained_on(recipe: Recipe, name: str, predicts: str) -> None:
+    """Its scheduler has the levels of training, the same prediction, and clips x0 on the paths of pixel models."""
+    if (name == "flow") != (predicts == "flow"):
+        return
+    config = scheduler_config(replace(recipe, path=name, predicts=predicts))
+    schedule, trained = read_schedule(config, 10), paths.path(name)
+    assert schedule.predicts == predicts and schedule.clip == (None if name == "flow" else 1.0)
+    for level in schedule.grid[:-1]:
+        alpha, sigma = trained.coefficients(torch.tensor([level.t]))
+        assert (alpha.item(), sigma.item()) == pytest.approx((level.alpha, level.sigma), abs=1e-5)
+    assert schedule.grid[0].t == (1000.0 if name == "flow" else 900.0)
+
+
+def test_a_resumed_run_knows_its_classes_in_their_order(recipe: Recipe, tmp_path: Path) -> None:
+    for name in ("red", "blue"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        paint_colour(tmp_path / "data" / name / "0.png", name, 0)
+    by_class = replace(recipe, condition="class", sample_prompts=(), data=Source(path=str(tmp_path / "data")))
+    trainer(by_class).run()
+    trainer(replace(by_class, steps=7), "latest").run()
+    (tmp_path / "data/red").rename(tmp_path / "data/a red")
+    with pytest.raises(
+        LimnerError, match=r"was trained on the classes \['blue', 'red'\], the data has \['a red', 'blue"
+    ):
+        trainer(replace(by_class, steps=8), "latest")
+
+
+def test_a_run_in_the_precision_it_asked_for_says_nothing_of_it(recipe: Recipe) -> None:
+    console = Console(record=True, width=300, file=io.StringIO())
+    trainer(recipe, console=console)
+    assert "this device" not in console.export_text()

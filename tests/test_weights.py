@@ -67,11 +67,15 @@ def test_a_text_encoder_saved_by_transformers_opens(tmp_path: Path, kind: str) -
     written = load_file(file)
     if kind == "CLIPTextModel":
         assert not any(name.startswith("text_model.") for name in written)  # else the next line compares nothing new
-    torch.testing.assert_close(open_part(tmp_path, "CLIPTextModel")(ids).hidden, states, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        open_part(tmp_path, "CLIPTextModel", CLIPTextModel)(ids).hidden, states, rtol=1e-5, atol=1e-5
+    )
     old = {name if name.startswith("text_") else f"text_model.{name}": tensor for name, tensor in written.items()}
     for positions in (torch.arange(16)[None], torch.arange(16)[None].half()):
         save_file(old | {"text_model.embeddings.position_ids": positions}, file)
-        torch.testing.assert_close(open_part(tmp_path, "CLIPTextModel")(ids).hidden, states, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            open_part(tmp_path, "CLIPTextModel", CLIPTextModel)(ids).hidden, states, rtol=1e-5, atol=1e-5
+        )
 
 
 def test_names_are_mapped_and_still_accounted_for(tmp_path: Path) -> None:
@@ -111,7 +115,7 @@ def test_names_are_mapped_and_still_accounted_for(tmp_path: Path) -> None:
 def test_what_is_no_safetensors_file_is_called_by_its_name(tmp_path: Path, content: bytes, message: str) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(content)
-    with pytest.raises(LimnerError, match=f"model.safetensors is not a whole safetensors file .*{message}"):
+    with pytest.raises(LimnerError, match=f"model.safetensors is not a valid safetensors file .*{message}"):
         read_tensors(file)
 
 
@@ -157,7 +161,7 @@ def test_entries_of_a_network_that_cannot_be_used(model: Path, entries: dict[str
         ({"defaults": {"steps": 0}}, "steps must be at least 1, not 0"),
         ({"vae": ["diffusers"]}, r"model_index\.json: vae must be a library and a class, .*, not \['diffusers'\]"),
         ({"vae": ["diffusers", 1]}, "vae must be a library and a class"),
-        ({"denoiser": ["limner", "Dit"]}, "unknown class in .*/model 'Dit'; did you mean 'DiT'"),
+        ({"denoiser": ["limner", "Dit"]}, "unknown class of .*/model/denoiser 'Dit'; did you mean 'DiT'"),
     ],
 )
 def test_entries_of_an_index_that_cannot_be_used(model: Path, entries: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""limner: text-to-image from zero. The public names are imported when they are first used."""
+"""limner: text-to-image from zero. Public names are imported on first use."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""From a network to a denoiser `(x, level) -> x0`; guidance takes a denoiser and returns a denoiser."""
+"""Denoisers `(x, level) -> x0`: a network with its condition, and guidance and clipping that wrap one."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,20 +11,20 @@ from limner.noise.level import Level
 from limner.noise.predict import pair, prediction
 
 Denoise = Callable[[Tensor, Level], Tensor]
-# (x (B, C, H, W), t (B,), **condition) -> F (B, C, H, W).
-Network = Callable[..., Tensor]
+# (x (B, C, H, W), t (B,), **condition) -> F (B, C, H, W)
+NetworkFunction = Callable[..., Tensor]
 
 
 class Denoiser:
-    """A network and its condition as x0: float32 outside, the network's own dtype inside.
+    """A network with its condition, as a denoiser: float32 in and out, the network evaluated in `dtype`.
 
-    `predicts` is what the output F means (eps, sample, v, flow). `copies` repeats x for a condition that holds that
-    many rows a picture, e.g. 2 for [uncond; cond].
+    `predicts` is the prediction type of the output F (eps, sample, v, flow). x is repeated `copies` times, for a
+    condition of that many rows a picture, e.g. 2 for [uncond; cond].
     """
 
     def __init__(
         self,
-        network: Network,
+        network: NetworkFunction,
         predicts: str,
         condition: Mapping[str, Any] | None = None,
         *,
@@ -51,9 +51,9 @@ class Denoiser:
 def cfg(both: Denoiser, scale: float, rescale: float = 0.0) -> Denoise:
     """Classifier-free guidance (Ho & Salimans 2022, equation 6) on a denoiser of [uncond; cond] (copies=2).
 
-    Acting on x0 equals acting on F, since their relation is affine and the weights sum to 1. What is not affine is
-    `rescale`, which pulls the deviation of the guided output towards that of the conditional one: it acts on F
-    (Lin et al. 2024, equations 14 to 16).
+    Guidance on x0 equals guidance on F, since their relation is affine and the weights sum to 1. `rescale` in [0, 1]
+    moves the standard deviation of the guided F towards that of the conditional one (Lin et al. 2024, equations 14 to
+    16); it is not affine, so it acts on F.
     """
     if both.copies != 2:
         raise LimnerError("guidance needs a denoiser of two rows a picture: [uncond; cond]")
@@ -73,21 +73,13 @@ def cfg(both: Denoiser, scale: float, rescale: float = 0.0) -> Denoise:
 
 
 def interval(guided: Denoise, plain: Denoise, low: float, high: float) -> Denoise:
-    """Guidance only where low < sigma/alpha <= high; elsewhere the plain conditional denoiser
-    (Kynkaanniemi et al. 2024)."""
-    if not low < high:
-        raise LimnerError(f"guidance between {low:g} and {high:g} is nowhere: give the lower ratio first")
-
-    def chosen(x: Tensor, level: Level) -> Tensor:
-        return guided(x, level) if low < level.rho <= high else plain(x, level)
-
-    return chosen
+    """`guided` where low < sigma/alpha <= high, elsewhere `plain` (Kynkaanniemi et al. 2024)."""
+    return lambda x, level: (guided if low < level.rho <= high else plain)(x, level)
 
 
 def clip(denoise: Denoise, bound: float) -> Denoise:
-    """x0 clipped to [-bound, bound], as pixel models want (Ho et al. 2020, section 3.3).
+    """x0 clipped to [-bound, bound], for pixel-space models; it acts after guidance.
 
-    It is not affine, so it acts after guidance. Every sampler derives eps from the clipped x0: this is diffusers'
-    `use_clipped_model_output=True`.
+    Samplers derive eps from the clipped x0, as diffusers does with `use_clipped_model_output=True`.
     """
     return lambda x, level: denoise(x, level).clamp(-bound, bound)

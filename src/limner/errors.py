@@ -1,7 +1,7 @@
-"""What limner says when it is given something it cannot use.
+"""The library's exception and warning.
 
-Every message names what was wrong, where, what was expected and what to do. The command line prints it without a
-traceback and exits with status 2.
+Every message names what was wrong, where, what was expected and what to do. The command line prints an error without
+a traceback and exits with status 2.
 """
 
 from collections.abc import Iterable
@@ -13,11 +13,11 @@ class LimnerError(ValueError):
 
 
 class LimnerWarning(UserWarning):
-    """Something asked for that has no effect. The command line prints it and goes on."""
+    """A setting that has no effect. The command line prints it and goes on."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> LimnerError:
-    """The error for a `name` that is none of the `known` ones, with the nearest of them."""
+    """The error for a `name` that is not among the `known` ones; it suggests the closest of them."""
     known = sorted(known)
     near = get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else "."

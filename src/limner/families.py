@@ -1,4 +1,4 @@
-"""What distinguishes one family of models from another: a row a family."""
+"""The table of model families: everything that differs between them."""
 
 from typing import Any, NamedTuple
 
@@ -8,8 +8,8 @@ from limner.text.encoder import Reads
 
 
 class Family(NamedTuple):
-    """`network` is the folder of the denoising network, `encoders` what is taken from its text encoders, `combine`
-    how their states become one condition, `defaults` how to paint where the folder does not say."""
+    """`network` is the folder of the denoising network, `encoders` the hidden states used of each text encoder,
+    `combine` joins those states into one condition, `defaults` are the sampling settings of last resort."""
 
     network: str
     encoders: tuple[Reads, ...]
@@ -17,7 +17,7 @@ class Family(NamedTuple):
     defaults: dict[str, Any]
 
 
-# By the pipeline's name in model_index.json and by what the model is conditioned on.
+# Keyed by (_class_name in model_index.json, kind of condition).
 FAMILIES: dict[tuple[str, str], Family] = {
     ("LimnerPipeline", "text"): Family("denoiser", (Reads(),), masked_text, {"steps": 20, "guidance_scale": 3.0}),
     ("LimnerPipeline", "class"): Family("denoiser", (), no_text, {"steps": 20, "guidance_scale": 3.0}),
@@ -26,7 +26,7 @@ FAMILIES: dict[tuple[str, str], Family] = {
 
 
 def family(pipeline: str, condition: str) -> Family:
-    """The row of a pipeline's name and its condition: text, class or none."""
+    """The family of a pipeline class name and a kind of condition: text, class or none."""
     names = {name for name, _ in FAMILIES}
     if pipeline not in names:
         raise unknown("family of models", pipeline, names)

@@ -1,4 +1,4 @@
-"""Files read with clear errors, and written to a temporary name and renamed; configurations checked field by field."""
+"""Atomic writes, JSON files, and validation of configuration dataclasses."""
 
 import json
 import math
@@ -11,14 +11,14 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from limner.errors import LimnerError
 
 Config = TypeVar("Config")
-KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "an object",
+TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "an object",
          NoneType: "null", tuple: "a list"}  # fmt: skip
-MAX_INT = 2**31 - 1  # of whole numbers: torch takes any such number as the side of a tensor
-MAX_LAYERS = 512  # over any network's, and few enough that one which its file does not hold is refused within seconds
+MAX_INT = 2**31 - 1  # torch accepts any integer up to this as the size of a dimension
+MAX_LAYERS = 512  # more than any published network has, and few enough to build on the meta device within seconds
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` make the file under a temporary name beside `path`, then rename it: no half-written file is seen."""
+    """Call `write` with a temporary path in the same folder, then rename it to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -31,7 +31,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds."""
+    """The object in a JSON file. Raises LimnerError for a file that is absent, not valid JSON or not an object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
@@ -47,19 +47,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_config(path: Path, make: Callable[[dict[str, Any]], Config]) -> Config:
-    """What `make` makes of the object in a JSON file; whatever it refuses is told with the file's name."""
+def read_config(path: Path, parse: Callable[[dict[str, Any]], Config]) -> Config:
+    """`parse` applied to the object in a JSON file; its errors are prefixed with the file's name."""
     content = read_json(path)
     try:
-        return make(content)
+        return parse(content)
     except LimnerError as error:
         raise LimnerError(f"{path}: {error}") from error
 
 
 def from_entries(kind: type[Config], entries: dict[str, Any], what: str) -> Config:
-    """The dataclass with these entries, JSON's lists as tuples. Raises LimnerError for an entry that it does not have.
+    """The dataclass `kind` with these fields, JSON lists converted to tuples. Raises LimnerError for an unknown field.
 
-    `what` says in the error what the entries should describe, as in "a DiT".
+    `what` names the object in the error, e.g. "a DiT".
     """
     known = get_type_hints(kind)
     extra = [name for name in entries if name not in known]
@@ -70,19 +70,19 @@ def from_entries(kind: type[Config], entries: dict[str, Any], what: str) -> Conf
 
 
 def check_types(config: object) -> None:
-    """Raises LimnerError for a field of a dataclass that is not of its declared type, or is no finite number."""
+    """Raises LimnerError for a dataclass field whose value is not of the declared type, not finite or too large."""
     for name, kind in get_type_hints(type(config)).items():
         value = getattr(config, name)
         choices = get_args(kind) if isinstance(kind, UnionType) else (kind,)
-        if not any(_is_a(value, each) for each in choices):
-            words = " or ".join(KINDS[get_origin(each) or each] for each in choices)
+        if not any(_has_type(value, each) for each in choices):
+            words = " or ".join(TYPE_NAMES[get_origin(each) or each] for each in choices)
             raise LimnerError(f"{name} must be {words}, not {value!r:.60}")
         if type(value) is int and abs(value) > MAX_INT:
             raise LimnerError(f"{name} {value!r:.60} is too large")
 
 
 def check_range(config: object, names: Iterable[str], least: int, most: int = MAX_INT) -> None:
-    """Raises LimnerError for a field below `least` or above `most`; None is in any range."""
+    """Raises LimnerError for a field below `least` or above `most`; None passes."""
     for name in names:
         value = getattr(config, name)
         if value is not None and value < least:
@@ -91,21 +91,21 @@ def check_range(config: object, names: Iterable[str], least: int, most: int = MA
             raise LimnerError(f"{name} must be at most {most}, not {value}")
 
 
-def _is_a(value: object, kind: Any) -> bool:
+def _has_type(value: object, kind: Any) -> bool:
     if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(_is_a(each, get_args(kind)[0]) for each in value)
+        return isinstance(value, tuple) and all(_has_type(each, get_args(kind)[0]) for each in value)
     if kind is float:
         return is_number(value)
     return type(value) is (get_origin(kind) or kind)
 
 
 def is_number(value: object) -> bool:
-    """Whether `value` is a finite number that a float can hold; true and false are none."""
+    """Whether `value` is an int or float, not a bool, that is finite as a float."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:
         return math.isfinite(value)
-    except OverflowError:  # a whole number beyond 1e308
+    except OverflowError:  # an integer beyond 1e308
         return False
 
 

@@ -1,4 +1,4 @@
-"""Model folders and training runs on disk: where they are, and what a model_index.json says."""
+"""Locating model folders, autoencoders and checkpoints on disk; parsing model_index.json."""
 
 import re
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ PRETRAINED = Path(__file__).parent / "pretrained"
 
 @dataclass(frozen=True)
 class Defaults:
-    """How a model paints unless it is told otherwise; None where its family decides."""
+    """A model's default sampling settings; None falls back to those of its family."""
 
     steps: int | None = None
     guidance_scale: float | None = None
@@ -25,23 +25,22 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Index:
-    """What limner reads in a model_index.json: the pipeline's name, its parts as (library, class) by folder, the names
-    of classes (empty where it is not conditioned on one), and defaults."""
+    """A parsed model_index.json: the pipeline's class name, its parts as {folder: (library, class)}, the class names
+    (empty unless class-conditional), and the default settings."""
 
     pipeline: str
     parts: dict[str, tuple[str, str]]
     class_names: tuple[str, ...]
     defaults: Defaults
 
-    def class_of(self, folder: str, missing: str) -> str:
-        """The class of the part in `folder`; `missing` where the index does not say."""
-        return self.parts.get(folder, ("", missing))[1]
+    def class_of(self, folder: str, default: str) -> str:
+        """The class of the part in `folder`, or `default` if the index does not list it."""
+        return self.parts.get(folder, ("", default))[1]
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Index":
-        pipeline, names, defaults = (
-            content.get(key, missing) for key, missing in (("_class_name", ""), ("class_names", []), ("defaults", {}))
-        )
+        pipeline, names = content.get("_class_name", ""), content.get("class_names", [])
+        defaults = content.get("defaults", {})
         if not isinstance(pipeline, str):
             raise LimnerError(f"_class_name must be a text, not {pipeline!r:.60}")
         if not isinstance(names, list) or not all(isinstance(n, str) for n in names) or len(set(names)) < len(names):
@@ -50,12 +49,12 @@ class Index:
             raise LimnerError(f"defaults must be an object of names and values, not {defaults!r:.60}")
         parts: dict[str, tuple[str, str]] = {}
         for folder, part in content.items():
-            if folder in ("class_names", "defaults") or folder.startswith("_") or part in (None, [None, None]):
-                continue  # diffusers writes nulls for what is left out
-            if not isinstance(part, list):
-                continue  # a setting of the pipeline, as requires_safety_checker
+            if folder == "class_names" or folder.startswith("_") or not isinstance(part, list) or part == [None, None]:
+                continue  # a pipeline setting such as requires_safety_checker, or diffusers' nulls for an absent part
             if len(part) != 2 or not all(isinstance(each, str) for each in part):
                 raise LimnerError(f"{folder} must be a library and a class, as ['limner', 'DiT'], not {part!r:.60}")
+            if not re.fullmatch(r"\w+", folder):
+                raise LimnerError(f"{folder!r:.60} cannot be the folder of a part: expected letters, digits and _")
             parts[folder] = (part[0], part[1])
         return cls(pipeline, parts, tuple(names), from_entries(Defaults, defaults, "how to paint (defaults)"))
 
@@ -68,25 +67,25 @@ def find_model(source: str | Path | None) -> Path:
         return folder
     if not folder.exists():
         raise LimnerError(f"no model at {folder}: give a model folder or a training run, or leave --model out")
-    found = checkpoints(folder)
-    if not found:
+    saved = checkpoints(folder)
+    if not saved:
         raise LimnerError(f"{folder} is not a model: it holds neither model_index.json nor a checkpoint-<step> folder")
-    return found[-1][1]
+    if not (saved[-1][1] / "model_index.json").is_file():
+        raise LimnerError(
+            f"{folder} is not the run of a model: train one with it (--autoencoder or --text.pretrained {folder})"
+        )
+    return saved[-1][1]
 
 
-def find_autoencoder(source: str | Path) -> Path:
-    """The vae/ of a model folder, of a training run's newest checkpoint that has one, or of the shipped model."""
+def find_part(source: str | Path, part: str) -> Path | None:
+    """The model folder that has `part`, such as vae: `source`, its newest checkpoint that does, or the shipped model;
+    None where there is none."""
     root = PRETRAINED if source == "shipped" else Path(source)
     candidates = [root, *(checkpoint for _, checkpoint in reversed(checkpoints(root)))]
-    found = next((each / "vae" for each in candidates if (each / "vae/config.json").is_file()), None)
-    if found is None:
-        raise LimnerError(
-            f"no autoencoder at {source}: expected a folder with vae/config.json, or a run that trains one"
-        )
-    return found
+    return next((folder for folder in candidates if (folder / part).is_dir()), None)
 
 
 def checkpoints(run: Path) -> list[tuple[int, Path]]:
-    """The (step, folder) of every checkpoint-<step> folder of a training run, the newest last."""
+    """(step, folder) of every checkpoint-<step> folder of a training run, in order of step."""
     matches = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in run.glob("checkpoint-*"))
     return sorted((int(match[1]), path) for match, path in matches if match)

@@ -1,4 +1,4 @@
-"""Model: a network with its conditioner, autoencoder and scheduler. One folder on disk, as Hugging Face lays it out."""
+"""Model: a network with its conditioner, autoencoder and scheduler, stored as one folder in diffusers' layout."""
 
 import os
 import shutil
@@ -15,7 +15,8 @@ from limner.files import read_config, read_json, write_json
 from limner.folders import Index, find_model
 from limner.nets.network import Network
 from limner.nets.vae import AutoencoderKL
-from limner.text.conditioner import Classes, Conditioner, Nothing, Text
+from limner.text.clip import CLIPTextModel
+from limner.text.conditioner import Classes, Conditioner, Nothing, NullText, Text
 from limner.text.encoder import Reads, TextEncoder
 from limner.text.tokenizer import Tokenizer
 from limner.weights.parts import open_part, save_part
@@ -25,8 +26,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass
 class Model:
-    """Everything a picture is painted with. `scheduler` is a scheduler_config.json, `defaults` how to paint unless
-    told otherwise."""
+    """The parts of a text-to-image model. `scheduler` is the content of scheduler_config.json, `defaults` are the
+    sampling settings used where a request gives none."""
 
     network: Network
     conditioner: Conditioner
@@ -39,30 +40,30 @@ class Model:
     def open(cls, source: str | Path | None = None, device: str = "cpu", dtype: str = "float32") -> "Model":
         """Open a model folder, a training run (its newest checkpoint), or, with None, the shipped model.
 
-        `dtype` is float32, bfloat16 or float16. Raises LimnerError for a folder that is neither, and for files that
-        are cut short, hold other tensors or do not fit each other.
+        `dtype` is float32, bfloat16 or float16. Raises LimnerError for any other folder, and for files that are
+        truncated, hold other tensors or are incompatible with each other.
         """
         if dtype not in DTYPES:
             raise unknown("dtype", dtype, DTYPES)
         folder, where = find_model(source), _device(device)
         index = read_config(folder / "model_index.json", Index.from_dict)
-        row = _row(index, folder)
+        row = _family_of(index, folder)
         defaults = row.defaults | {name: value for name, value in asdict(index.defaults).items() if value is not None}
         model = cls(
-            open_part(folder / row.network, index.class_of(row.network, "DiT")),
+            open_part(folder / row.network, index.class_of(row.network, "DiT"), Network),
             _open_conditioner(index, row, folder),
             read_json(folder / "scheduler/scheduler_config.json"),
-            open_part(folder / "vae", index.class_of("vae", "AutoencoderKL")) if "vae" in index.parts else None,
+            _open_autoencoder(index, folder) if "vae" in index.parts else None,
             defaults,
             "limner" if source is None else Path(os.path.abspath(source)).name,
         )
-        check_fit(model, folder)
+        check_compatible(model, folder)
         return model.to(where, DTYPES[dtype])
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write the folder that `open` opens; `dtype` converts the weights on the way."""
+        """Write a folder that `open` can load; `dtype` converts the saved weights."""
         folder = Path(folder)
-        _remove_parts(folder, {*self.parts(), *self.tokenizers()})
+        stale = _parts_in(folder) - {*self.parts(), *self.tokenizers()}
         index: dict[str, Any] = {"_class_name": "LimnerPipeline"}
         index |= {name: save_part(part, folder / name, dtype) for name, part in self.parts().items()}
         for name, tokenizer in self.tokenizers().items():
@@ -71,9 +72,11 @@ class Model:
         write_json(folder / "scheduler/scheduler_config.json", self.scheduler)
         index |= {"class_names": self.conditioner.names} if self.conditioner.names else {}
         write_json(folder / "model_index.json", index | {"defaults": self.defaults})
+        for name in stale:
+            shutil.rmtree(folder / name)
 
     def parts(self) -> dict[str, nn.Module]:
-        """Every module with weights, by its folder: the names are those of diffusers and transformers."""
+        """Every module with weights, by its folder, named as in diffusers and transformers."""
         parts: dict[str, nn.Module] = {"denoiser": self.network} | self.conditioner.parts()
         return parts | ({"vae": self.autoencoder} if self.autoencoder is not None else {})
 
@@ -90,49 +93,54 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the network's weights are."""
+        """The device of the network's weights."""
         return next(self.network.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the network computes in."""
+        """The dtype of the network's weights, in which it computes."""
         return next(self.network.parameters()).dtype
 
     @property
     def factor(self) -> int:
-        """Pixels on the side of one latent; 1 without an autoencoder."""
+        """Downsampling factor of the autoencoder; 1 without one."""
         return 1 if self.autoencoder is None else self.autoencoder.factor
 
     @property
     def size(self) -> int:
-        """Side in pixels of the pictures the model was trained on."""
+        """Height and width, in pixels, that the model was trained at."""
         return self.network.config.sample_size * self.factor
 
     @torch.inference_mode()
     def decode(self, x: Tensor) -> Tensor:
-        """What the network paints -> pictures (B, C, H, W) in [-1, 1]; the same tensor without an autoencoder."""
+        """Latents (B, c, h, w) -> pictures (B, C, H, W) in [-1, 1]; the identity without an autoencoder."""
         if self.autoencoder is None:
             return x
         z = self.autoencoder.from_latents(x.to(next(self.autoencoder.parameters()).dtype))
         return self.autoencoder.decode(z.contiguous(memory_format=torch.channels_last)).float()
 
 
-def _remove_parts(folder: Path, keep: set[str]) -> None:
-    """Delete the parts of the model that is in `folder` but for those to `keep`, which are written anew."""
-    if (folder / "model_index.json").is_file():
-        index = read_config(folder / "model_index.json", Index.from_dict)
-        for name in {*index.parts, "text_encoder", "tokenizer"} - keep - {"scheduler"}:
-            if (folder / name / "config.json").is_file() or (folder / name / "tokenizer.json").is_file():
-                shutil.rmtree(folder / name)
+def _parts_in(folder: Path) -> set[str]:
+    """The folders of the parts of the model that is saved in `folder`; none where there is no model."""
+    if not (folder / "model_index.json").is_file():
+        return set()
+    index = read_config(folder / "model_index.json", Index.from_dict)
+    files = ("config.json", "tokenizer.json")
+    names = {*index.parts, "text_encoder", "tokenizer"} - {"scheduler"}
+    return {name for name in names if any((folder / name / file).is_file() for file in files)}
 
 
-def _row(index: Index, folder: Path) -> Family:
-    """The family's row of a model folder. Folders of before text encoders stood in the index are known by theirs."""
+def _family_of(index: Index, folder: Path) -> Family:
+    """The family of a model folder. Old folders have a text_encoder that their index does not list."""
     has_text = any(name.startswith("text_encoder") for name in index.parts) or (folder / "text_encoder").is_dir()
     try:
         return family(index.pipeline, "class" if index.class_names else "text" if has_text else "none")
     except LimnerError as error:
         raise LimnerError(f"{folder / 'model_index.json'}: {error}") from error
+
+
+def _open_autoencoder(index: Index, folder: Path) -> AutoencoderKL:
+    return open_part(folder / "vae", index.class_of("vae", "AutoencoderKL"), AutoencoderKL)
 
 
 def _open_conditioner(index: Index, row: Family, folder: Path) -> Conditioner:
@@ -143,19 +151,19 @@ def _open_conditioner(index: Index, row: Family, folder: Path) -> Conditioner:
 
     def open_encoder(reads: Reads) -> TextEncoder:
         name = f"text_encoder{reads.suffix}"
-        transformer = open_part(folder / name, index.class_of(name, "CLIPTextModel"))
+        transformer = open_part(folder / name, index.class_of(name, "CLIPTextModel"), CLIPTextModel)
         tokenizer = Tokenizer.from_pretrained(folder / f"tokenizer{reads.suffix}")
         try:
             return TextEncoder(tokenizer, transformer, reads)
         except LimnerError as error:
             raise LimnerError(f"{folder / f'tokenizer{reads.suffix}'}: {error}") from error
 
-    null = open_part(folder / "null_text", "NullText") if "null_text" in index.parts else None
+    null = open_part(folder / "null_text", "NullText", NullText) if "null_text" in index.parts else None
     return Text([open_encoder(reads) for reads in row.encoders], row.combine, null)
 
 
-def check_fit(model: Model, folder: Path) -> None:
-    """Raises LimnerError for parts that each are sound and cannot paint together."""
+def check_compatible(model: Model, folder: Path) -> None:
+    """Raises LimnerError for parts whose shapes are incompatible with each other."""
     network, autoencoder = model.network, model.autoencoder
     width, null = model.conditioner.width, model.conditioner.null
     problem = network.misfit(width, len(model.conditioner.names))

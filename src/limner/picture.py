@@ -1,4 +1,4 @@
-"""Pictures in and out: tensors to PIL, sheets, PNG files with their `parameters`, and the terminal."""
+"""Pictures: tensors to PIL, contact sheets, files with their `parameters`, and ANSI text."""
 
 import math
 import shutil
@@ -15,7 +15,7 @@ from limner.files import write_atomically
 
 
 def to_pictures(x: Tensor) -> list[Image.Image]:
-    """x (B, 1 or 3, H, W) in [-1, 1] -> PIL pictures, mode L or RGB."""
+    """x (B, 1 or 3, H, W) in [-1, 1] -> PIL pictures, mode L or RGB. Raises LimnerError for values not finite."""
     if not bool(torch.isfinite(x).all()):
         raise LimnerError("the picture holds values that are not numbers; try --dtype float32 or less guidance")
     pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
@@ -30,9 +30,9 @@ def sheet(
     gap: int = 4,
     frames: Sequence[str] = (),
 ) -> Image.Image:
-    """Pictures of one size side by side, each enlarged `scale` times, its caption below it where there is one.
+    """A contact sheet of equally large pictures, each enlarged `scale` times, with an optional caption below it.
 
-    `frames` are the colours of frames drawn around the pictures, in the gap.
+    `frames` are the colours of the pictures' borders, drawn in the gap.
     """
     columns = columns or math.ceil(math.sqrt(len(pictures)))
     width, height = (side * scale for side in pictures[0].size)
@@ -55,7 +55,7 @@ def sheet(
 
 
 def _wrap(text: str, width: int) -> str:
-    """Text broken into lines that fit `width` pixels at the label's size, about 5.4 pixels a letter."""
+    """Text wrapped to `width` pixels in the captions' font, whose letters are about 5.4 pixels wide."""
     if "\n" in text:
         return "\n".join(_wrap(line, width) for line in text.split("\n"))
     lines = [""]
@@ -68,8 +68,8 @@ def _wrap(text: str, width: int) -> str:
     return "\n".join(lines)
 
 
-def suffix_kind(path: Path) -> str:
-    """Pillow's name of the kind of picture that the file name asks for."""
+def image_format(path: Path) -> str:
+    """Pillow's format for the file's suffix. Raises LimnerError if it cannot write one."""
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind is None or kind not in Image.SAVE:
         raise LimnerError(f"cannot tell the kind of picture from {path.name!r}; end it in .png, .jpg or .webp")
@@ -77,19 +77,19 @@ def suffix_kind(path: Path) -> str:
 
 
 def save(picture: Image.Image, path: Path, parameters: str | None = None) -> None:
-    """Write the picture atomically; a PNG carries `parameters`, those of the picture itself if not given."""
-    kind = suffix_kind(path)
+    """Write the picture atomically; a PNG stores `parameters`, by default the picture's own."""
+    kind = image_format(path)
     parameters = picture.info.get("parameters", "") if parameters is None else parameters
     info = PngImagePlugin.PngInfo()
     if parameters:
-        # iTXt holds any prompt; tEXt, which A1111 writes where it can, only Latin-1.
+        # AUTOMATIC1111 writes tEXt where it can, but that holds Latin-1 only.
         (info.add_text if parameters.isascii() else info.add_itxt)("parameters", parameters)
     extra = {"pnginfo": info} if kind == "PNG" else {}
     write_atomically(path, lambda temporary: picture.save(temporary, format=kind, **extra))
 
 
-def show(picture: Image.Image, columns: int | None = None) -> str:
-    """The picture as text for a 24-bit terminal: two pixels a letter, one above the other."""
+def to_ansi(picture: Image.Image, columns: int | None = None) -> str:
+    """The picture as ANSI text for a 24-bit terminal, two pixels per character, one above the other."""
     columns = min(columns or shutil.get_terminal_size().columns, picture.width)
     height = max(2, round(picture.height * columns / picture.width) // 2 * 2)
     pixels = np.asarray(picture.convert("RGB").resize((columns, height), Image.Resampling.LANCZOS))

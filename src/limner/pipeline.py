@@ -1,7 +1,8 @@
-"""Pipeline: words in, pictures out, each with the record of how it was painted."""
+"""Pipeline: prompts in, pictures out, each with its generation parameters."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from limner.denoise import Denoise, Denoiser, cfg, clip, interval
 from limner.errors import LimnerError, LimnerWarning, unknown
 from limner.model import Model
 from limner.nets.network import take
-from limner.noise.draws import Keyed, TorchDraws
+from limner.noise.draws import KeyedNoise, TorchNoise
 from limner.picture import to_pictures
 from limner.record import parameters_text, settings_entries
 from limner.sample import check_grid
@@ -27,8 +28,8 @@ MAX_PIXELS = 2**26
 
 
 class Progress(NamedTuple):
-    """One sampling step done: x and the x0 it points to, both (B, C, H, W), in latents where there is an autoencoder
-    (`Model.decode` makes pictures of them)."""
+    """The state after a sampling step: x and the predicted x0, both (B, C, H, W), latents where there is an autoencoder
+    (`Model.decode` converts them to pictures)."""
 
     step: int
     steps: int
@@ -37,15 +38,15 @@ class Progress(NamedTuple):
 
 
 class Painting(NamedTuple):
-    """A batch about to be painted: iterate over `steps`, one `Progress` each, and stop iterating to cancel. `records`
-    tell how each picture is painted, as AUTOMATIC1111 writes it."""
+    """A batch ready to be sampled: iterate over `steps`, and stop iterating to cancel. `records` are the generation
+    parameters of each picture, in AUTOMATIC1111's format."""
 
     steps: Iterator[Progress]
     records: list[str]
 
 
 class Pipeline:
-    """A model, asked in words: `Pipeline.from_pretrained(folder)("a handwritten seven")`."""
+    """Text-to-image generation with a model: `Pipeline.from_pretrained(folder)("a handwritten seven")`."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -58,7 +59,7 @@ class Pipeline:
         return cls(Model.open(source, device, dtype))
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write the folder that `from_pretrained` opens; `dtype` converts the weights on the way."""
+        """Write a folder that `from_pretrained` can load; `dtype` converts the saved weights."""
         self.model.save(folder, dtype)
 
     def __call__(
@@ -66,20 +67,20 @@ class Pipeline:
         prompt: str | Sequence[str] = "",
         *,
         progress: Callable[[Progress], object] | None = None,
-        **settings: Any,
+        **options: Any,
     ) -> list[Image]:
         """Paint `num_images` pictures of each prompt; picture k has seed + k, or the k-th of the seeds given.
 
-        Further keywords are those of `paint` and of `Settings`. Returns PIL pictures, mode L or RGB, whose
-        `info["parameters"]` tells how each was painted.
+        Further keywords are those of `paint` and of `Settings`. Returns PIL pictures, mode L or RGB, with their
+        generation parameters in `info["parameters"]`.
         """
-        painting, last = self.paint(prompt, **settings), None
+        painting, last = self.paint(prompt, **options), None
         for last in painting.steps:
             if progress is not None:
                 progress(last)
         assert last is not None
         x = self.model.decode(last.x)
-        if not bool(torch.isfinite(x).all()):  # the first part whose own weights are to blame, if one is
+        if not bool(torch.isfinite(x).all()):  # name the part with non-finite weights, if there is one
             check_finite(self.model.parts())
         pictures = to_pictures(x)
         for picture, record in zip(pictures, painting.records, strict=True):
@@ -93,37 +94,40 @@ class Pipeline:
         negative_prompt: str | None = None,
         num_images: int = 1,
         seed: int | Sequence[int] = 0,
-        **settings: Any,
+        **options: Any,
     ) -> Painting:
-        """Prepare the same, step by step. Prompts are encoded here, once for all steps.
+        """Prepare a batch for step-by-step sampling. Prompts are encoded here, once for all steps.
 
         Raises LimnerError for settings that the model cannot use; warns where one has no effect.
         """
-        wanted = _settings(settings)
+        settings = _settings(options)
         if num_images < 1:
             raise LimnerError(f"the number of pictures must be at least 1, not {num_images}")
         prompts = [p for p in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(num_images)]
-        schedule, scale = self.resolve(wanted)
-        size = self._size(wanted)
-        draws, seeds = self._draws(seed, len(prompts), size, wanted)
-        if negative_prompt and (scale == 1.0 or not self.model.conditioner.acts):
+        schedule, scale = self.resolve(settings)
+        size = self._size(settings)
+        draws, seeds = self._noise(seed, len(prompts), size, settings)
+        if scale == 1.0:
             reason = "guidance 1" if self.model.conditioner.acts else "a model without text"
-            warnings.warn(f"the negative prompt has no effect with {reason}", LimnerWarning, stacklevel=3)
-            negative_prompt = None
-        denoise = self._denoise(prompts, negative_prompt, scale, schedule, wanted)
+            for name in ("guidance_rescale", "guidance_interval", *(["negative_prompt"] if negative_prompt else [])):
+                if getattr(settings, name, negative_prompt):
+                    name = name.replace("_", " ")
+                    warnings.warn(f"the {name} has no effect with {reason}", LimnerWarning, stacklevel=3)
+            negative_prompt, settings = None, replace(settings, guidance_rescale=0.0, guidance_interval=None)
+        denoise = self._denoise(prompts, negative_prompt, scale, schedule, settings)
         run = sampler(schedule.sampler)(
             denoise, schedule.start * draws.start(), schedule.grid, draws, kappa=schedule.path.kappa, eta=schedule.eta
         )
         steps = len(schedule.grid) - 1
         precision = str(self.model.dtype).removeprefix("torch.")
-        entries = settings_entries(wanted, schedule, scale, size, self.model.name, precision)
+        entries = settings_entries(settings, schedule, scale, size, self.model.name, precision)
         records = [
             parameters_text(p, negative_prompt or "", entries | each) for p, each in zip(prompts, seeds, strict=True)
         ]
         return Painting(map(lambda step, state: Progress(step, steps, *state), count(1), run), records)
 
     def resolve(self, settings: Settings) -> tuple[Schedule, float]:
-        """The schedule and the guidance scale that these settings mean for this model."""
+        """The schedule and the guidance scale, the model's defaults filled in."""
         model = self.model
         steps = settings.steps if settings.steps is not None else model.defaults["steps"]
         schedule = read_schedule(
@@ -149,10 +153,10 @@ class Pipeline:
                 raise LimnerError(f"{name} {side} is not a multiple of {multiple}, as this model needs; try {near}")
         return width, height
 
-    def _draws(
+    def _noise(
         self, seed: int | Sequence[int], pictures: int, size: tuple[int, int], settings: Settings
-    ) -> tuple[Keyed | TorchDraws, list[dict[str, object]]]:
-        """The noise of the batch, and what of it each picture's record says."""
+    ) -> tuple[KeyedNoise | TorchNoise, list[dict[str, object]]]:
+        """The noise of the batch, and the entries about it in each picture's record."""
         width, height = (side // self.model.factor for side in size)
         shape = (self.model.network.latent_channels, height, width)
         if settings.rng == "torch":
@@ -161,39 +165,39 @@ class Pipeline:
             places: list[dict[str, object]] = [
                 {"Batch size": pictures, "Batch pos": k} if pictures > 1 else {} for k in range(pictures)
             ]
-            draws = TorchDraws(seed, (pictures, *shape), self.model.device)
+            draws = TorchNoise(seed, (pictures, *shape), self.model.device)
             return draws, [{"Seed": seed} | place for place in places]
         if settings.rng != "keyed":
             raise unknown("rng", settings.rng, ["keyed", "torch"])
         seeds = [seed + k for k in range(pictures)] if isinstance(seed, int) else list(seed)
         if len(seeds) != pictures:
             raise LimnerError(f"{len(seeds)} seeds were given for {pictures} pictures; give one each, or one number")
-        return Keyed(seeds, shape, self.model.device), [{"Seed": each} for each in seeds]
+        return KeyedNoise(seeds, shape, self.model.device), [{"Seed": each} for each in seeds]
 
     @torch.inference_mode()
     def _denoise(
         self, prompts: list[str], negative: str | None, scale: float, schedule: Schedule, settings: Settings
     ) -> Denoise:
-        """The guided denoiser of these prompts, x0 clipped where the scheduler does."""
+        """The denoiser of these prompts, with guidance, and with x0 clipped if the scheduler clips it."""
         network, n = self.model.network, len(prompts)
         ask = Ask(settings.truncate)
         guided = scale != 1.0
-        rows = [*([negative] * n if guided else []), *prompts]  # in one batch, so that both are padded alike
+        rows = [*([negative] * n if guided else []), *prompts]  # one batch, for equal padding
         condition = network.prepare(self.model.conditioner(rows, ask))
 
-        def bound(condition: Any, copies: int) -> Denoiser:
+        def denoiser(condition: Any, copies: int) -> Denoiser:
             return Denoiser(network, schedule.predicts, condition, dtype=self.model.dtype, copies=copies)
 
-        denoise: Denoise = bound(condition, 1 + guided)
+        denoise: Denoise = denoiser(condition, 1 + guided)
         if guided:
-            denoise = cfg(bound(condition, 2), scale, settings.guidance_rescale)
+            denoise = cfg(denoiser(condition, 2), scale, settings.guidance_rescale)
             if settings.guidance_interval is not None:
-                denoise = interval(denoise, bound(take(condition, slice(n, None)), 1), *settings.guidance_interval)
+                denoise = interval(denoise, denoiser(take(condition, slice(n, None)), 1), *settings.guidance_interval)
         return denoise if schedule.clip is None else clip(denoise, schedule.clip)
 
 
-def _settings(given: dict[str, Any]) -> Settings:
-    wrong = sorted(set(given) - set(Settings.__dataclass_fields__))
+def _settings(options: dict[str, Any]) -> Settings:
+    wrong = sorted(set(options) - set(Settings.__dataclass_fields__))
     if wrong:
         raise unknown("setting", wrong[0], Settings.__dataclass_fields__)
-    return Settings(**given)
+    return Settings(**options)

@@ -1,4 +1,4 @@
-"""What a picture was painted with, as AUTOMATIC1111 writes it into a PNG: enough to paint it again."""
+"""Generation parameters in AUTOMATIC1111's PNG text format: enough to reproduce a picture."""
 
 import json
 from collections.abc import Mapping
@@ -11,8 +11,8 @@ from limner.settings import Settings
 def settings_entries(
     settings: Settings, schedule: Schedule, scale: float, size: tuple[int, int], model: str, precision: str
 ) -> dict[str, object]:
-    """Every setting that changes the picture, by its name in the text; None where it is the default. `size` is (width,
-    height), and "Seed" has its place and no value yet."""
+    """Every setting that changes the picture, under its name in the text; None where it is the default. `size` is
+    (width, height); "Seed" is a placeholder, to be set for each picture."""
     interval = settings.guidance_interval
     return {
         "Steps": len(schedule.grid) - 1,
@@ -34,8 +34,8 @@ def settings_entries(
 
 
 def parameters_text(prompt: str, negative_prompt: str, entries: Mapping[str, object]) -> str:
-    """The prompt, the negative prompt, then "Steps: 20, Sampler: euler, ..."; values that hold a comma, a colon, a
-    quote or a newline are quoted as JSON, those that are None left out."""
+    """The prompt, the negative prompt, then "Steps: 20, Sampler: euler, ...". Values with a comma, a colon, a quote or
+    a newline are quoted as JSON; None values are omitted."""
     lines = [prompt, *([f"Negative prompt: {negative_prompt}"] if negative_prompt else [])]
     return "\n".join([*lines, ", ".join(f"{name}: {_quoted(v)}" for name, v in entries.items() if v is not None)])
 
@@ -46,6 +46,6 @@ def _quoted(value: object) -> str:
 
 
 def _number(value: float) -> str:
-    """The shortest text that reads back as the same float."""
+    """The shortest decimal that parses to the same float."""
     short = f"{value:g}"
     return short if float(short) == value else repr(value)

@@ -1,7 +1,7 @@
-"""The one step in which x moves, and the samplers: generators that yield `(x, x0)` at every step.
+"""Samplers: generators that yield `(x, x0)` after every step, all built on one update rule, `step`.
 
-A sampler is a pure function of (denoise, x, grid). `denoise(x, level) -> x0`; `grid` is a list of N+1 levels from
-noise to data; `draw(i)` gives the unit noise of step i. Progress bars, previews and cancels need no callback.
+A sampler is a pure function of (denoise, x, grid, draw): `denoise(x, level)` returns x0, `grid` is a list of N+1
+levels from noise to data, `draw(i)` returns the unit noise of step i.
 """
 
 import math
@@ -20,7 +20,7 @@ Steps = Iterator[tuple[Tensor, Tensor]]
 
 
 class Sampler(Protocol):
-    """The form all samplers share."""
+    """The signature that all samplers share; deterministic ones ignore `draw` and `eta`, all but Heun `kappa`."""
 
     def __call__(
         self, denoise: Denoise, x: Tensor, grid: Sequence[Level], draw: Draw, *, kappa: int = 0, eta: float = 1.0
@@ -28,9 +28,9 @@ class Sampler(Protocol):
 
 
 def step(x: Tensor, x0: Tensor, s: Level, t: Level, std: float = 0.0, noise: Tensor | None = None) -> Tensor:
-    """x at level s -> x at level t, for a given x0: keep the part of eps that std does not replace by fresh noise.
+    """x at level s -> x at level t, given x0, with fresh noise of deviation `std` (Song et al. 2021, equation 12).
 
-    Song et al. 2021 (DDIM), equation 12. Coefficients are python floats, so float64.
+    Coefficients are python floats, so float64.
     """
     down = math.sqrt(max(t.sigma**2 - std**2, 0.0))
     x = down / s.sigma * x + (t.alpha - s.alpha * down / s.sigma) * x0
@@ -38,7 +38,7 @@ def step(x: Tensor, x0: Tensor, s: Level, t: Level, std: float = 0.0, noise: Ten
 
 
 def posterior_std(s: Level, t: Level) -> float:
-    """The deviation of q(x_t | x_s, x0): DDPM's "fixed small" (Ho et al. 2020, equation 7)."""
+    """The standard deviation of q(x_t | x_s, x0), DDPM's "fixed_small" variance (Ho et al. 2020, equation 7)."""
     if not t.sigma:
         return 0.0
     return t.sigma * math.sqrt(max(0.0, 1.0 - (t.sigma * s.alpha) ** 2 / (s.sigma * t.alpha) ** 2))
@@ -54,21 +54,21 @@ def ddim(denoise: Denoise, x: Tensor, grid: Sequence[Level], draw: Draw, *, kapp
 
 
 def euler(denoise: Denoise, x: Tensor, grid: Sequence[Level], draw: Draw, *, kappa: int = 0, eta: float = 0.0) -> Steps:
-    """Euler's method (Karras et al. 2022, algorithm 1 without churn). It never draws."""
+    """Euler's method (Karras et al. 2022, algorithm 1 without churn), deterministic whatever `eta`."""
     return ddim(denoise, x, grid, draw, eta=0.0)
 
 
 def ancestral(
     denoise: Denoise, x: Tensor, grid: Sequence[Level], draw: Draw, *, kappa: int = 0, eta: float = 1.0
 ) -> Steps:
-    """Ancestral sampling: all the noise that the posterior has (Ho et al. 2020, algorithm 2)."""
+    """Ancestral sampling: the full posterior noise at eta 1 (Ho et al. 2020, algorithm 2)."""
     return ddim(denoise, x, grid, draw, eta=eta)
 
 
 def heun(denoise: Denoise, x: Tensor, grid: Sequence[Level], draw: Draw, *, kappa: int = 0, eta: float = 0.0) -> Steps:
     """Heun's second-order method, two evaluations a step, one in the last (Karras et al. 2022, algorithm 1).
 
-    The average of two slopes depends on the coordinates it is taken in; the path's `kappa` names them.
+    The average of two slopes depends on the coordinates; the path's `kappa` selects them.
     """
 
     def slope(x: Tensor, x0: Tensor, level: Level) -> Tensor:
@@ -89,30 +89,29 @@ def heun(denoise: Denoise, x: Tensor, grid: Sequence[Level], draw: Draw, *, kapp
         yield x, x0
 
 
-def _extrapolated(x0: Tensor, before: Tensor | None, r: Level | None, s: Level, t: Level) -> Tensor:
-    """x0 led on by half a step along its last change (Lu et al. 2023, algorithm 2), where both steps are finite."""
-    if before is None or r is None:
+def _extrapolated(x0: Tensor, previous: Tensor | None, r: Level | None, s: Level, t: Level) -> Tensor:
+    """x0 extrapolated in lambda to the middle of the step s -> t (Lu et al. 2023, algorithm 2), if that is finite."""
+    if previous is None or r is None:
         return x0
-    h, h_before = t.lam - s.lam, s.lam - r.lam
-    if not (math.isfinite(h) and math.isfinite(h_before)):
+    h, h_previous = t.lam - s.lam, s.lam - r.lam
+    if not (math.isfinite(h) and math.isfinite(h_previous)):
         return x0
-    return x0 + h / (2 * h_before) * (x0 - before)
+    return x0 + h / (2 * h_previous) * (x0 - previous)
 
 
 def dpmpp_2m(
     denoise: Denoise, x: Tensor, grid: Sequence[Level], draw: Draw, *, kappa: int = 0, eta: float = 0.0
 ) -> Steps:
-    """DPM-Solver++(2M), and with eta 1 its SDE: the same step with a better x0 (Lu et al. 2023, algorithm 2).
+    """DPM-Solver++(2M), with eta 1 its SDE variant (Lu et al. 2023, algorithm 2).
 
-    The first step and, where the grid ends at sigma = 0, the last one are of first order, whatever the number of
-    steps.
+    The first step and, where the grid ends at sigma = 0, the last one are of first order.
     """
-    before, r = None, None
+    previous, r = None, None
     for i, (s, t) in enumerate(pairwise(grid)):
         x0 = denoise(x, s)
         std = eta * posterior_std(s, t)
-        x = step(x, _extrapolated(x0, before, r, s, t), s, t, std, draw(i) if std else None)
-        before, r = x0, s
+        x = step(x, _extrapolated(x0, previous, r, s, t), s, t, std, draw(i) if std else None)
+        previous, r = x0, s
         yield x, x0
 
 
@@ -123,12 +122,12 @@ def dpmpp_2m_sde(
     return dpmpp_2m(denoise, x, grid, draw, eta=eta)
 
 
-def _corrected(new: Tensor, x0: Tensor, before: Tensor | None, q: Level | None, r: Level, s: Level) -> Tensor:
-    """UniC-2, B(h) = expm1(-h): the x0 that redoes the step r -> s, knowing x0 at s (Zhao et al. 2023, theorem 3.1).
+def _corrected(new: Tensor, x0: Tensor, previous: Tensor | None, q: Level | None, r: Level, s: Level) -> Tensor:
+    """UniC-2 with B(h) = expm1(-h): the corrected x0 of the step r -> s (Zhao et al. 2023, theorem 3.1).
 
-    `new` is x0 at s, `x0` at r, `before` at q, the level before r.
+    `new` is x0 at s, `x0` at r, `previous` at q, the level before r.
     """
-    if before is None or q is None or not math.isfinite(r.lam - q.lam):
+    if previous is None or q is None or not math.isfinite(r.lam - q.lam):
         return (x0 + new) / 2
     hh = r.lam - s.lam
     ratio = (q.lam - r.lam) / (s.lam - r.lam)
@@ -136,19 +135,19 @@ def _corrected(new: Tensor, x0: Tensor, before: Tensor | None, q: Level | None, 
     phi2 = phi1 / hh - 1.0
     phi3 = phi2 / hh - 0.5
     b1, b2 = phi2 / phi1, 2.0 * phi3 / phi1
-    c_before = (b1 - b2) / (1.0 - ratio)  # solves c_before + c_new = b1, ratio*c_before + c_new = b2
-    return x0 + c_before / ratio * (before - x0) + (b1 - c_before) * (new - x0)
+    c_previous = (b1 - b2) / (1.0 - ratio)  # solves c_previous + c_new = b1, ratio*c_previous + c_new = b2
+    return x0 + c_previous / ratio * (previous - x0) + (b1 - c_previous) * (new - x0)
 
 
 def unipc(denoise: Denoise, x: Tensor, grid: Sequence[Level], draw: Draw, *, kappa: int = 0, eta: float = 0.0) -> Steps:
-    """UniPC of order 2 (Zhao et al. 2023): UniP-2 is the step of 2M, UniC redoes the last step with the new x0."""
+    """UniPC of order 2 (Zhao et al. 2023): UniP-2 equals the step of 2M; UniC repeats the last step, corrected."""
     x0s: list[Tensor] = []  # x0 at the last two levels, the newer last
     start = x
     for i, (s, t) in enumerate(pairwise(grid)):
         new = denoise(x, s)
         if i and math.isfinite(s.lam - grid[i - 1].lam):
-            before, q = (x0s[-2], grid[i - 2]) if i > 1 else (None, None)
-            x = step(start, _corrected(new, x0s[-1], before, q, grid[i - 1], s), grid[i - 1], s)
+            previous, q = (x0s[-2], grid[i - 2]) if i > 1 else (None, None)
+            x = step(start, _corrected(new, x0s[-1], previous, q, grid[i - 1], s), grid[i - 1], s)
         start = x
         x = step(x, _extrapolated(new, x0s[-1] if i else None, grid[i - 1] if i else None, s, t), s, t)
         x0s = [*x0s[-1:], new]
@@ -156,7 +155,7 @@ def unipc(denoise: Denoise, x: Tensor, grid: Sequence[Level], draw: Draw, *, kap
 
 
 def check_grid(grid: Sequence[Level]) -> None:
-    """Raises LimnerError unless the levels go strictly from noise towards data and only the last may be clean."""
+    """Raises LimnerError unless the grid has two levels or more and sigma/alpha falls strictly."""
     if len(grid) < 2:
         raise LimnerError("a grid needs at least two levels")
     for s, t in pairwise(grid):

@@ -1,4 +1,4 @@
-"""diffusers' schedulers: from a scheduler_config.json to a `Schedule`, and the samplers by their names."""
+"""diffusers' schedulers: from a scheduler_config.json to a `Schedule`; the samplers and their names."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -17,19 +17,19 @@ from limner.noise.grids import (
     exponential,
     karras,
     round_timestep,
+    shift_sigma,
     shifted,
     spaced,
-    towards_noise,
 )
 from limner.noise.level import Level
 from limner.noise.paths import Discrete, Flow, Path, cosine, linear, scaled_linear, zero_terminal_snr
 from limner.sample import Sampler, ancestral, ddim, dpmpp_2m, dpmpp_2m_sde, euler, heun, unipc
 
-MAX_STEPS = 100_000  # of a table of noise levels, and of a sampling run
+MAX_STEPS = 100_000  # training timesteps of a configuration, and sampling steps
 
 
 class Schedule(NamedTuple):
-    """How a picture is painted: everything a sampler run needs besides the network and the noise."""
+    """Everything that a sampler needs besides the denoiser and the noise."""
 
     path: Path
     predicts: str
@@ -41,17 +41,17 @@ class Schedule(NamedTuple):
 
 
 class Preset(NamedTuple):
-    """What one of diffusers' schedulers fixes, beside its configuration."""
+    """The conventions and defaults of a diffusers scheduler class that its configuration does not hold."""
 
     sampler: str
-    spacing: str  # the class's default
+    spacing: str  # default of timestep_spacing
     endpoint: bool = True
     integer: bool = True
-    clip: bool = False  # the class's default for clip_sample
-    ratio_start: bool = False  # starts at sigma, not at 1, where the spacing reaches the last level
-    finite_start: bool = False  # holds a zero terminal SNR just above zero
-    rounding: Rounding = None  # of times found from karras sigmas
-    full_range: bool = False  # karras and exponential span the table, not the spaced times
+    clip: bool = False  # default of clip_sample
+    ratio_start: bool = False  # init_noise_sigma is sigma, not 1, for linspace and trailing spacing
+    finite_start: bool = False  # a zero terminal SNR is clamped just above zero
+    rounding: Rounding = None  # of the timesteps interpolated from karras sigmas
+    full_range: bool = False  # karras and exponential span the table, not the spaced timesteps
 
 
 PRESETS: dict[str, Preset] = {
@@ -73,8 +73,8 @@ PRESETS: dict[str, Preset] = {
 
 
 class SamplerRow(NamedTuple):
-    """A sampler: its function, the share `eta` of fresh noise (None where it never draws), diffusers' scheduler whose
-    conventions it takes when it is asked for by name, and its other names, AUTOMATIC1111's."""
+    """A sampler: its function, default `eta` (None if it is deterministic), the diffusers scheduler whose conventions
+    it uses when it is selected by name, and AUTOMATIC1111's names for it."""
 
     function: Sampler
     eta: float | None
@@ -93,7 +93,7 @@ SAMPLERS: dict[str, SamplerRow] = {
     "unipc": SamplerRow(unipc, None, "UniPCMultistepScheduler"),
 }
 SCHEDULES = ("karras", "exponential", "normal")
-# Options of diffusers' schedulers that change the numbers, and the values that are supported; others are refused.
+# Options of diffusers' schedulers that change the result, with their supported values.
 SUPPORTED: dict[str, tuple[Any, ...]] = {
     "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
     "final_sigmas_type": ("zero", "sigma_min"),
@@ -114,7 +114,7 @@ PREDICTIONS = {"epsilon": "eps", "sample": "sample", "v_prediction": "v", "flow_
 
 
 def sampler_name(name: str) -> str:
-    """The name in `SAMPLERS`; AUTOMATIC1111's spellings ("Euler a", "DPM++ 2M") are understood."""
+    """The key in `SAMPLERS` of a name in any case, or of AUTOMATIC1111's name for it ("Euler a", "DPM++ 2M")."""
     aliases = {alias: plain for plain, row in SAMPLERS.items() for alias in row.aliases}
     plain = aliases.get(name.lower(), name.lower())
     if plain not in SAMPLERS:
@@ -135,18 +135,18 @@ def read_schedule(
     eta: float | None = None,
     shift: float | None = None,
 ) -> Schedule:
-    """Read a `scheduler_config.json`; `sampler`, `schedule`, `eta` and `shift` override what it says.
+    """The schedule of a scheduler_config.json; `sampler`, `schedule`, `eta` and `shift` override its entries.
 
-    Raises LimnerError for schedulers, spacings, predictions and schedules that are not known.
+    Raises LimnerError for an unknown or unsupported scheduler, spacing, prediction type, schedule or option.
     """
     if steps < 1:
         raise LimnerError(f"steps must be at least 1, not {steps}")
     if steps > MAX_STEPS:
         raise LimnerError(f"steps must be at most {MAX_STEPS}, not {steps}")
     sampler = sampler_name(sampler) if sampler is not None else None
-    named = text(config, "_class_name", "")
-    is_flow = named == "FlowMatchEulerDiscreteScheduler" or flag(config, "use_flow_sigmas")
-    # A flow model keeps its own grid whatever the sampler; a table model takes the sampler's conventions.
+    named = _get_str(config, "_class_name", "")
+    is_flow = named == "FlowMatchEulerDiscreteScheduler" or _get_bool(config, "use_flow_sigmas")
+    # A flow model keeps its own grid whatever the sampler; a discrete one uses the conventions of the sampler's class.
     name = named if sampler is None or is_flow else SAMPLERS[sampler].scheduler
     if name not in PRESETS:
         raise unknown("scheduler", name, PRESETS)
@@ -161,21 +161,25 @@ def read_schedule(
     if shift is not None and not (is_flow and shift > 0):
         raise LimnerError(f"shift {shift:g}: only flow models have a shift, and it must be more than 0")
     eta = _eta(sampler, eta)
-    schedule = schedule or _schedule_of(config)
+    schedule = schedule or _configured_schedule(config)
     path: Path
     if is_flow:
         path, grid, start = _flow_grid(config, preset, steps, schedule, shift)
     else:
         path, grid, start = _table_grid(config, preset, steps, schedule)
-    predicts = "flow" if is_flow else PREDICTIONS.get(text(config, "prediction_type", "epsilon"))
+    predicts = "flow" if is_flow else PREDICTIONS.get(_get_str(config, "prediction_type", "epsilon"))
     if predicts is None:
         raise unknown("prediction_type", config["prediction_type"], PREDICTIONS)
-    clip = number(config, "clip_sample_range", 1.0, 1e-3, 1e3) if flag(config, "clip_sample", preset.clip) else None
+    clip = (
+        _get_float(config, "clip_sample_range", 1.0, 1e-3, 1e3)
+        if _get_bool(config, "clip_sample", preset.clip)
+        else None
+    )
     return Schedule(path, predicts, grid, sampler, eta, start, clip)
 
 
 def _eta(sampler: str, eta: float | None) -> float:
-    """The share of fresh noise: `eta`, or the sampler's own."""
+    """`eta`, or the sampler's default. Raises LimnerError for an eta given to a deterministic sampler."""
     default = SAMPLERS[sampler].eta
     if eta is not None and default is None:
         raise LimnerError(f"the sampler {sampler} draws no noise, so eta has no meaning; try ddim with eta {eta:g}")
@@ -183,19 +187,19 @@ def _eta(sampler: str, eta: float | None) -> float:
 
 
 def _check_supported(config: Mapping[str, Any], preset: Preset, shift: float | None) -> None:
-    """Raises LimnerError for an option whose value would change the picture and is not supported."""
+    """Raises LimnerError for an option that would change the result and is not supported."""
     for name, values in SUPPORTED.items():
         if name in config and config[name] not in values:
             known = ", ".join(map(str, values))
             raise LimnerError(f"the scheduler's {name} {config[name]!r:.60} is not supported; supported: {known}")
     if preset.endpoint is False and config.get("final_sigmas_type", "zero") != "zero":
         raise LimnerError("final_sigmas_type 'sigma_min' is not supported for multistep solvers; use 'zero'")
-    if flag(config, "use_dynamic_shifting") and shift is None:
+    if _get_bool(config, "use_dynamic_shifting") and shift is None:
         raise LimnerError("the scheduler's shift depends on the picture's size (use_dynamic_shifting): give a shift")
 
 
-def number(config: Mapping[str, Any], name: str, default: float, low: float, high: float) -> float:
-    """A number of a configuration, from `low` to `high`."""
+def _get_float(config: Mapping[str, Any], name: str, default: float, low: float, high: float) -> float:
+    """A number from `low` to `high`."""
     value = config.get(name, default)
     if not is_number(value):
         raise LimnerError(f"the scheduler's {name} must be a number, not {value!r:.60}")
@@ -204,44 +208,44 @@ def number(config: Mapping[str, Any], name: str, default: float, low: float, hig
     return float(value)
 
 
-def count(config: Mapping[str, Any], name: str, default: int, low: int, high: int) -> int:
-    """A whole number of a configuration, from `low` to `high`."""
-    value = number(config, name, default, low, high)
+def _get_int(config: Mapping[str, Any], name: str, default: int, low: int, high: int) -> int:
+    """An integer from `low` to `high`; JSON may hold it as 1000.0."""
+    value = _get_float(config, name, default, low, high)
     if value != int(value):
         raise LimnerError(f"the scheduler's {name} must be a whole number, not {value:g}")
     return int(value)
 
 
-def flag(config: Mapping[str, Any], name: str, default: bool = False) -> bool:
-    """A yes or no of a configuration; null is no."""
+def _get_bool(config: Mapping[str, Any], name: str, default: bool = False) -> bool:
+    """A bool; null is False."""
     value = config.get(name, default)
     if value is not None and not isinstance(value, bool):
         raise LimnerError(f"the scheduler's {name} must be true or false, not {value!r:.60}")
     return bool(value)
 
 
-def text(config: Mapping[str, Any], name: str, default: str) -> str:
-    """A name in a configuration."""
+def _get_str(config: Mapping[str, Any], name: str, default: str) -> str:
+    """A string."""
     value = config.get(name, default)
     if not isinstance(value, str):
         raise LimnerError(f"the scheduler's {name} must be a name in quotes, not {value!r:.60}")
     return value
 
 
-def _schedule_of(config: Mapping[str, Any]) -> str:
-    return next((s for s in ("karras", "exponential") if flag(config, f"use_{s}_sigmas")), "normal")
+def _configured_schedule(config: Mapping[str, Any]) -> str:
+    return next((s for s in ("karras", "exponential") if _get_bool(config, f"use_{s}_sigmas")), "normal")
 
 
-def table_path(config: Mapping[str, Any], finite_start: bool = False) -> Discrete:
-    """The path that a scheduler configuration's betas describe."""
-    steps = count(config, "num_train_timesteps", 1000, 2, MAX_STEPS)
-    start, end = number(config, "beta_start", 1e-4, 1e-9, 1), number(config, "beta_end", 0.02, 1e-9, 1)
+def _table_path(config: Mapping[str, Any], finite_start: bool = False) -> Discrete:
+    """The path of the configuration's betas."""
+    steps = _get_int(config, "num_train_timesteps", 1000, 2, MAX_STEPS)
+    start, end = _get_float(config, "beta_start", 1e-4, 1e-9, 1), _get_float(config, "beta_end", 0.02, 1e-9, 1)
     makers = {
         "linear": lambda: linear(steps, start, end),
         "scaled_linear": lambda: scaled_linear(steps, start, end),
         "squaredcos_cap_v2": lambda: cosine(steps),
     }
-    kind, betas = text(config, "beta_schedule", "linear"), config.get("trained_betas")
+    kind, betas = _get_str(config, "beta_schedule", "linear"), config.get("trained_betas")
     if betas is not None:
         if not isinstance(betas, list | tuple) or not 2 <= len(betas) <= MAX_STEPS or not all(map(is_number, betas)):
             raise LimnerError(f"the scheduler's trained_betas must be a list of numbers, not {betas!r:.60}")
@@ -250,7 +254,7 @@ def table_path(config: Mapping[str, Any], finite_start: bool = False) -> Discret
         path = makers[kind]()
     else:
         raise unknown("beta_schedule", kind, makers)
-    if flag(config, "rescale_betas_zero_snr"):
+    if _get_bool(config, "rescale_betas_zero_snr"):
         path = zero_terminal_snr(path)
         if finite_start:  # solvers in sigma/alpha cannot start at infinity
             path.clamp_terminal_snr()
@@ -258,13 +262,13 @@ def table_path(config: Mapping[str, Any], finite_start: bool = False) -> Discret
 
 
 def _table_grid(config: Mapping[str, Any], preset: Preset, steps: int, schedule: str) -> tuple[Path, Grid, float]:
-    path = table_path(config, preset.finite_start or schedule != "normal")
-    spacing = text(config, "timestep_spacing", preset.spacing)
-    offset = count(config, "steps_offset", 0, 0, path.steps - 1)
+    path = _table_path(config, preset.finite_start or schedule != "normal")
+    spacing = _get_str(config, "timestep_spacing", preset.spacing)
+    offset = _get_int(config, "steps_offset", 0, 0, path.steps - 1)
     times = spaced(steps, spacing, length=path.steps, offset=offset, endpoint=preset.endpoint, integer=preset.integer)
     # Stable Diffusion's DDIM ends at alpha-bar_0 (`set_alpha_to_one: false`).
     ends_noisy = config.get("final_sigmas_type") == "sigma_min" or (
-        preset.sampler == "ddim" and not flag(config, "set_alpha_to_one", True)
+        preset.sampler == "ddim" and not _get_bool(config, "set_alpha_to_one", True)
     )
     final = path.level(0) if ends_noisy else CLEAN
     if schedule == "normal":
@@ -274,8 +278,8 @@ def _table_grid(config: Mapping[str, Any], preset: Preset, steps: int, schedule:
         low, high = (path.rho_at(t) for t in span)
         ratios = (karras if schedule == "karras" else exponential)(steps, low, high)
         is_cosine = config.get("beta_schedule") == "squaredcos_cap_v2" and preset.sampler == "dpmpp_2m"
-        whole: Rounding = "down" if preset.rounding and (schedule == "exponential" or is_cosine) else preset.rounding
-        grid = at_ratios(path, ratios, final, whole)
+        rounding: Rounding = "down" if preset.rounding and (schedule == "exponential" or is_cosine) else preset.rounding
+        grid = at_ratios(path, ratios, final, rounding)
     start = grid[0].sigma if preset.ratio_start and spacing in ("linspace", "trailing") else 1.0
     return path, grid, start
 
@@ -283,27 +287,27 @@ def _table_grid(config: Mapping[str, Any], preset: Preset, steps: int, schedule:
 def _flow_grid(
     config: Mapping[str, Any], preset: Preset, steps: int, schedule: str, shift: float | None
 ) -> tuple[Path, Grid, float]:
-    """FlowMatchEuler's sigmas; DPM-Solver++ and UniPC count theirs in their own ways and tell whole times."""
+    """FlowMatchEuler's sigmas; DPM-Solver++ and UniPC space theirs differently and round timesteps down."""
     path = Flow()
-    length = count(config, "num_train_timesteps", 1000, 2, MAX_STEPS)
+    length = _get_int(config, "num_train_timesteps", 1000, 2, MAX_STEPS)
     solver = preset.sampler in ("dpmpp_2m", "dpmpp_2m_sde", "unipc")
-    shift = shift if shift is not None else number(config, "flow_shift" if solver else "shift", 1.0, 1e-3, 1e3)
+    shift = shift if shift is not None else _get_float(config, "flow_shift" if solver else "shift", 1.0, 1e-3, 1e3)
     if preset.sampler in ("dpmpp_2m", "dpmpp_2m_sde"):
         even = 1.0 - np.linspace(1, 1 / length, steps + 1)
-        sigmas = np.flip(towards_noise(even, shift))[:-1].tolist()
+        sigmas = np.flip(shift_sigma(even, shift))[:-1].tolist()
     elif solver:
         even = np.linspace(1, 1 / length, steps + 1)[:-1]
-        sigmas = towards_noise(even, shift).tolist()
+        sigmas = shift_sigma(even, shift).tolist()
         sigmas[0] = min(sigmas[0], 1 - 1e-6)  # UniPC's solve needs a finite first level
     else:
-        # diffusers shifts twice: its smallest sigma is already shifted when the range is laid out.
-        sigmas = shifted(steps, shift, low=float(np.float32(towards_noise(1 / length, shift))))
+        # diffusers shifts twice: the range is built from a sigma_min that is already shifted.
+        sigmas = shifted(steps, shift, low=float(np.float32(shift_sigma(1 / length, shift))))
     if schedule != "normal":
         sigmas = (karras if schedule == "karras" else exponential)(steps, sigmas[-1], sigmas[0])
     rounding: Rounding = "down" if solver else None
 
     def level(s: float) -> Level:
-        # Times are float32 products in diffusers where they are not whole.
+        # Without rounding, diffusers' timesteps are float32 products.
         return round_timestep(
             Level(s * length if solver else float(np.float32(s) * np.float32(length)), 1.0 - s, s), rounding
         )

@@ -1,12 +1,14 @@
-"""How to paint: the settings that the command line and the pipeline share."""
+"""Sampling settings shared by the command line and the pipeline."""
 
 from dataclasses import dataclass
 from typing import Literal
 
+from limner.errors import LimnerError
+
 
 @dataclass(frozen=True)
 class Settings:
-    """How to paint; None means the model's own default."""
+    """Sampling settings; None means the model's default."""
 
     steps: int | None = None
     """Sampling steps."""
@@ -30,3 +32,12 @@ class Settings:
     """keyed: a picture depends on its own seed alone; torch: diffusers' CPU generator, one for the batch."""
     truncate: bool = False
     """Cut a prompt that is too long instead of refusing it."""
+
+    def __post_init__(self) -> None:
+        for name in ("guidance_rescale", "eta"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise LimnerError(f"{name} must be from 0 to 1, not {value:g}")
+        if self.guidance_interval is not None and not self.guidance_interval[0] < self.guidance_interval[1]:
+            low, high = self.guidance_interval
+            raise LimnerError(f"guidance between {low:g} and {high:g} is nowhere: give the lower ratio first")

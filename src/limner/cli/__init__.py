@@ -1,6 +1,6 @@
-"""The command line, thin over the library: `limner generate | train | evaluate | data | inspect`, one module each.
+"""The command line: `limner generate | train | evaluate | data | inspect`, one module each.
 
-Nothing heavy is imported before the arguments are known to be good.
+torch is imported after the arguments have been parsed.
 """
 
 import importlib
@@ -18,25 +18,21 @@ Text-to-image from zero.
 
   generate PROMPT...            paint pictures of the prompts
   train RECIPE                  train a model from nothing; without RECIPE, list the recipes
-  evaluate grade                paint prompts of the captioned world and say which were obeyed
+  evaluate grade                paint prompts of the captioned world and grade the pictures
   data world --out DIR          write pictures of the captioned world
-  inspect model [PATH]          what a model is made of
-  inspect schedule [PATH]       the noise levels a picture goes through
-  inspect tokens TEXT           how a model reads a text
+  inspect model [PATH]          parts, sizes and defaults of a model
+  inspect schedule [PATH]       the noise levels of a sampler
+  inspect tokens TEXT           the tokens of a text
 
-limner COMMAND --help tells a command's options."""
+limner COMMAND --help lists a command's options."""
 
 
 def _print_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
 ) -> None:
-    """limner's own warnings in a line; others as Python prints them."""
-    shown = (
-        f"limner: {message}\n"
-        if category is LimnerWarning
-        else warnings.formatwarning(message, category, filename, lineno)
-    )
-    sys.stderr.write(shown)
+    """Print limner's own warnings on one line, others as Python does."""
+    own = category is LimnerWarning
+    sys.stderr.write(f"limner: {message}\n" if own else warnings.formatwarning(message, category, filename, lineno))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

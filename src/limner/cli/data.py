@@ -1,4 +1,4 @@
-"""limner data: write data sets that limner draws."""
+"""limner data: write a procedural dataset to disk."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +8,11 @@ from limner.errors import LimnerError, unknown
 
 def run(arguments: list[str]) -> None:
     """limner data world: write pictures of the captioned world as an imagefolder."""
-    topics = ("world",)
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: limner data world --count N --out DIR [--size PIXELS] [--seed SEED]")
         return
-    if arguments[0] not in topics:
-        raise unknown("data set to write", arguments[0], topics)
+    if arguments[0] != "world":
+        raise unknown("data set to write", arguments[0], ["world"])
     import tyro
 
     @dataclass(frozen=True)
@@ -21,7 +20,7 @@ def run(arguments: list[str]) -> None:
         """Write pictures of the captioned world as an imagefolder: PNG files and metadata.jsonl."""
 
         out: str
-        """The folder to make."""
+        """The folder to write."""
         count: int = 10_000
         size: int = 64
         """Side of the pictures in pixels."""

@@ -16,7 +16,7 @@ def _arguments(arguments: list[str]) -> Any:
 
     @dataclass(frozen=True)
     class Arguments:
-        """Paint prompts of the captioned world and judge each picture by its prompt."""
+        """Paint prompts of the captioned world and grade each picture by its prompt."""
 
         settings: Annotated[Settings, arg(name="")]
         model: Annotated[str | None, arg(aliases=["-m"])] = None
@@ -31,13 +31,13 @@ def _arguments(arguments: list[str]) -> Any:
         show: bool = False
         """Draw the pictures in the terminal too."""
         output: Annotated[str, arg(aliases=["-o"])] = "grade"
-        """Folder that gets grade.json and sheet.png."""
+        """Folder for grade.json and sheet.png."""
 
     return tyro.cli(Arguments, args=arguments, default=Arguments(Settings()), prog="limner evaluate grade")
 
 
 def run(arguments: list[str]) -> None:
-    """limner evaluate grade: paint prompts of the world and say which were obeyed."""
+    """limner evaluate grade: paint prompts of the world, grade the pictures and print the table."""
     usage = "usage: limner evaluate grade [--model M] [--prompts seen|held-out|all|FILE] [--n N]"
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage)
@@ -47,7 +47,7 @@ def run(arguments: list[str]) -> None:
     args = _arguments(arguments[1:])
     from limner.evaluate import report
     from limner.files import write_json
-    from limner.picture import save, sheet, show
+    from limner.picture import save, sheet, to_ansi
     from limner.pipeline import Pipeline
     from limner.world import MIN_SIDE
 
@@ -61,7 +61,7 @@ def run(arguments: list[str]) -> None:
     write_json(output / "grade.json", result.to_dict())
     save(result.sheet(), output / "sheet.png")
     if args.show:
-        print(show(sheet(result.pictures[:24])))
+        print(to_ansi(sheet(result.pictures[:24])))
     if args.prompts not in report.SETS:
         for each, verdict in zip(prompts, result.verdicts, strict=True):
             print(f"{each.prompt}: {report.describe(verdict)}")
@@ -71,5 +71,5 @@ def run(arguments: list[str]) -> None:
         table.add_column(name, justify="left" if name == "prompts" else "right")
     for row in rows:
         table.add_row(*row)
-    print_table(table, least=110)
+    print_table(table, min_width=110)
     print(f"{output / 'grade.json'}, {output / 'sheet.png'}")

@@ -20,7 +20,7 @@ def _generate_arguments(arguments: list[str]) -> Any:
     from limner.settings import Settings
 
     @dataclass(frozen=True)
-    class Aliased(Settings):  # names that people know from elsewhere
+    class Aliased(Settings):  # names of other tools
         steps: Annotated[int | None, arg(aliases=["--num-inference-steps"])] = None
         guidance_scale: Annotated[float | None, arg(aliases=["--cfg-scale"])] = None
 
@@ -32,16 +32,16 @@ def _generate_arguments(arguments: list[str]) -> Any:
         prompt: Positional[tuple[str, ...]] = ("",)
         """What to paint; several prompts make a sheet."""
         negative_prompt: str | None = None
-        """What guidance leads away from."""
+        """What guidance moves away from."""
         model: Annotated[str | None, arg(aliases=["-m"])] = None
         """A model folder or a training run; without it the shipped model."""
         num_images: Annotated[int, arg(aliases=["-n"])] = 1
         """Pictures of each prompt."""
         seed: int = 0
-        """Seed of the first picture; the next have the next seeds."""
+        """Seed of the first picture; picture k has seed + k."""
         device: str = "cpu"
         dtype: str = "float32"
-        """float32, bfloat16 or float16: what the networks compute in."""
+        """dtype of the networks: float32, bfloat16 or float16."""
         output: Annotated[str, arg(aliases=["-o"])] = "out.png"
         """A file (several pictures become a sheet), or a folder, ending in /, for one file each."""
         show: bool = False
@@ -53,7 +53,7 @@ def _generate_arguments(arguments: list[str]) -> Any:
 def run(arguments: list[str]) -> None:
     """Parse, paint, save, show."""
     args = _generate_arguments(arguments)
-    from limner.picture import show, suffix_kind
+    from limner.picture import image_format, to_ansi
     from limner.pipeline import Pipeline
 
     prompts = list(args.prompt) or [""]
@@ -61,7 +61,7 @@ def run(arguments: list[str]) -> None:
         raise LimnerError("--output is empty; give a file such as out.png, or a folder ending in /")
     folder = args.output.endswith("/") or Path(args.output).is_dir()
     if not folder:
-        suffix_kind(Path(args.output))  # a bad name is told before the painting, not after
+        image_format(Path(args.output))  # before the painting, so that a bad name costs no time
     start = time.perf_counter()
     pipe = Pipeline.from_pretrained(args.model, device=args.device, dtype=args.dtype)
     request: dict[str, Any] = {"negative_prompt": args.negative_prompt, "num_images": args.num_images}
@@ -70,12 +70,12 @@ def run(arguments: list[str]) -> None:
     captions = [prompt for prompt in prompts for _ in range(args.num_images)] if len(prompts) > 1 else []
     shown, paths = _write(pictures, captions, args.output, folder)
     if args.show:
-        print(show(shown))
+        print(to_ansi(shown))
     print(f"{', '.join(map(str, paths))}  {len(pictures)} pictures in {time.perf_counter() - start:.2f} s")
 
 
 def _progress(pictures: int):
-    """A progress bar on a terminal: a context that gives the function to call with each `Progress`."""
+    """A context of the pipeline's progress callback: a bar on a terminal, else None."""
     if not sys.stderr.isatty():
         return nullcontext(None)
     from contextlib import contextmanager
@@ -93,7 +93,7 @@ def _progress(pictures: int):
 
 
 def _write(pictures: list["Image"], captions: list[str], output: str, folder: bool) -> tuple["Image", list[Path]]:
-    """Save a file each, one picture or one sheet; returns what to show and the paths."""
+    """Save one file per picture, one picture or one sheet; returns the picture to show and the paths."""
     from limner.picture import save, sheet
 
     several = len(pictures) > 1

@@ -1,4 +1,4 @@
-"""limner inspect: what a model is made of, its noise levels, how it reads a text."""
+"""limner inspect: the parts of a model, its noise levels, the tokens of a text."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ def inspect_model(arguments: list[str]) -> None:
     import tyro
 
     def parse(path: tyro.conf.Positional[str | None] = None) -> str | None:
-        """What a model is made of.
+        """Parts, sizes and defaults of a model.
 
         Args:
             path: A model folder or a training run; without it the shipped model.
@@ -54,12 +54,12 @@ def inspect_model(arguments: list[str]) -> None:
 
 
 def inspect_schedule(arguments: list[str]) -> None:
-    """The levels that a picture goes through."""
+    """The noise levels of a sampler."""
     import tyro
 
     @dataclass(frozen=True)
     class Arguments:
-        """The noise levels a picture goes through."""
+        """The noise levels of a sampler."""
 
         path: tyro.conf.Positional[str | None] = None
         """A model folder, a training run or a scheduler_config.json; without it the shipped model."""
@@ -74,42 +74,38 @@ def inspect_schedule(arguments: list[str]) -> None:
     from limner.settings import Settings
 
     if args.path and args.path.endswith(".json"):
-        made = read_schedule(
-            read_json(Path(args.path)),
-            20 if args.steps is None else args.steps,
-            args.sampler,
-            args.schedule,
-            shift=args.shift,
-        )
+        config, steps = read_json(Path(args.path)), 20 if args.steps is None else args.steps
+        schedule = read_schedule(config, steps, args.sampler, args.schedule, shift=args.shift)
     else:
-        wanted = Settings(steps=args.steps, sampler=args.sampler, schedule=args.schedule, shift=args.shift)
-        made, _ = _open(args.path).resolve(wanted)
-    table = new_table(title=f"{made.sampler}, predicts {made.predicts}, starts at {made.start:g} times unit noise")
+        settings = Settings(steps=args.steps, sampler=args.sampler, schedule=args.schedule, shift=args.shift)
+        schedule, _ = _open(args.path).resolve(settings)
+    title = f"{schedule.sampler}, predicts {schedule.predicts}, starts at {schedule.start:g} times unit noise"
+    table = new_table(title)
     for column in ("level", "t", "alpha", "sigma", "sigma/alpha", "log(alpha/sigma)"):
         table.add_column(column, justify="right")
-    for i, level in enumerate(made.grid):
+    for i, level in enumerate(schedule.grid):
         numbers = (level.t, level.alpha, level.sigma, level.rho, level.lam)
         table.add_row(str(i), *(f"{number:.5g}" for number in numbers))
     print_table(table)
 
 
 def inspect_tokens(arguments: list[str]) -> None:
-    """A text's tokens and their ids."""
+    """The tokens of a text and their ids."""
     import tyro
 
     @dataclass(frozen=True)
     class Arguments:
-        """How a model reads a text."""
+        """The tokens of a text and their ids."""
 
         text: tyro.conf.Positional[str]
         model: Annotated[str | None, tyro.conf.arg(aliases=["-m"])] = None
 
     args = tyro.cli(Arguments, args=arguments, prog="limner inspect tokens")
-    from limner.folders import find_model
+    from limner.folders import find_model, find_part
     from limner.text.tokenizer import Tokenizer
 
-    folder = find_model(args.model)
-    folder = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
+    owner = find_part(args.model or "shipped", "tokenizer")
+    folder = owner / "tokenizer" if owner is not None else find_model(args.model)
     tokenizer, table = Tokenizer.from_pretrained(folder), new_table()
     for column in ("place", "token", "id"):
         table.add_column(column)

@@ -8,9 +8,9 @@ def new_table(title: str | None = None):
     return Table(title=title, box=box.SIMPLE, title_justify="left")
 
 
-def print_table(table, least: int = 0) -> None:
+def print_table(table, min_width: int = 0) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
-    console.width = max(console.width, least)  # narrower, the numbers would be cut
+    console.width = max(console.width, min_width)  # narrower ones would truncate the numbers
     console.print(table)

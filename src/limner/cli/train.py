@@ -8,7 +8,7 @@ from limner.errors import LimnerError
 
 
 def run(arguments: list[str]) -> None:
-    """Parse a recipe's changes and run it."""
+    """Parse the overrides of a recipe and run it, or list the recipes."""
     if not arguments or arguments[0].startswith("-"):
         _list_recipes()
         return
@@ -22,14 +22,16 @@ def run(arguments: list[str]) -> None:
     class Arguments:
         recipe: Annotated[type(chosen), tyro.conf.arg(name="")]  # type: ignore[valid-type]
         resume: str | None = None
-        """Go on with "latest" in the output folder, or with a checkpoint folder."""
+        """Resume "latest" in the output folder, or a checkpoint folder."""
 
     args = tyro.cli(
         Arguments, args=arguments[1:], default=Arguments(chosen), prog=f"limner train {arguments[0]}", description=doc
     )
     try:
         from limner.train.loop import Stopped, train
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if (error.name or "limner").startswith("limner"):
+            raise
         raise LimnerError(f"training needs {error.name}; install it with: pip install 'limner[train]'") from error
     try:
         train(args.recipe, args.resume)
@@ -45,4 +47,4 @@ def _list_recipes() -> None:
     print("usage: limner train RECIPE [OPTIONS]\n")
     for name in recipe_names():
         print(f"  {name:22} {load_recipe(name)[1].splitlines()[0]}")
-    print("\nlimner train RECIPE --help tells every number of it, and what it gave when it was run.")
+    print("\nlimner train RECIPE --help lists its fields, and the results of its run.")

@@ -1,1 +1,1 @@
-"""Captioned pictures: `sources` opens collections (`pictures`, `world`, `mixture`), `batches` cuts them by step."""
+"""Captioned pictures: `sources` opens collections (`pictures`, `world`, `mixture`); `batches` are indexed by step."""

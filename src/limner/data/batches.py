@@ -1,25 +1,27 @@
-"""Batches: from pictures to tensors, addressed by step.
+"""Batches of pictures and captions as tensors, indexed by step.
 
-`Batches` keeps no state, so that a resumed run, and a run split over several processes, see exactly the pictures,
-captions and flips of the run that was never interrupted.
+`Batches` has no state, so that a resumed run, or one on several processes, gets exactly the pictures, captions and
+flips of an uninterrupted run on one.
 """
 
 import sys
 from dataclasses import dataclass
 from random import Random
 
-from limner.data import captions as words
+from limner.data.captions import few
 from limner.data.collection import Collection
 from limner.errors import LimnerError
+
+VALIDATION_STEP = 2**20  # beyond any run on the world; of finite data its batch is of training pictures
 
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """The batches of a training run, by step: a map-style data set without state.
+    """The batches of a training run: a map-style dataset indexed by step.
 
-    Step k takes the positions k*batch_size to (k+1)*batch_size of the concatenated epochs. Of several processes,
-    process `rank` of `world` gets its share of each batch, and the shares together are the batch of one process. With
-    prefetch: `DataLoader(batches, batch_size=None, sampler=range(start, stop), num_workers=2)`.
+    Step k has the positions k*batch_size to (k+1)*batch_size of the concatenated epochs, of which process `rank` of
+    `world` gets its slice. With prefetching:
+    `DataLoader(batches, batch_size=None, sampler=range(start, stop), num_workers=2)`.
     """
 
     pictures: Collection
@@ -27,7 +29,7 @@ class Batches:
     size: int
     channels: int
     seed: int = 0
-    flip: bool = False  # turn half of the pictures left to right
+    flip: bool = False  # mirror half of the pictures
     rank: int = 0
     world: int = 1
 
@@ -45,11 +47,11 @@ class Batches:
         return self.batch(step)
 
     def batch(self, step: int) -> dict:
-        """The batch of `step`, B = batch_size / world pictures of it:
+        """The batch of `step`, B = batch_size / world:
 
-        images uint8 (B, C, H, W) · captions: list of B str, one drawn for each picture, "" without captions ·
-        labels int64 (B,) or None · indices int64 (B,) · broken: names of unreadable pictures, for each of which the
-        next readable one of the data set stands in.
+        images uint8 (B, C, H, W) · captions: list of B str, drawn at random of each picture's, "" without captions ·
+        labels int64 (B,) or None · indices int64 (B,) · broken: names of unreadable pictures, each replaced by
+        the next readable one.
         """
         import numpy as np
         import torch
@@ -61,14 +63,12 @@ class Batches:
         indices = [self.pictures.index_at(position, self.seed) for position in range(first, first + share)]
         images, indices, broken = self.pictures.load(indices, self.size, self.channels)
         if self.flip:
-            turned = torch.from_numpy(draws[1] < 0.5)
-            images[turned] = images[turned].flip(-1)
+            flipped = torch.from_numpy(draws[1] < 0.5)
+            images[flipped] = images[flipped].flip(-1)
         labels = self.pictures.labels
         return {
             "images": images,
-            "captions": [
-                self.pictures.draw_caption(index, Random(u)) for index, u in zip(indices, draws[0], strict=True)
-            ],
+            "captions": [self.pictures.draw_caption(k, Random(u)) for k, u in zip(indices, draws[0], strict=True)],
             "labels": None if labels is None else torch.tensor([labels[index] for index in indices]),
             "indices": torch.tensor(indices),
             "broken": broken,
@@ -76,20 +76,18 @@ class Batches:
 
 
 class BrokenCount:
-    """Counts the unreadable pictures of a run over `total` pictures, and stops it when they are too many."""
+    """Counts the unreadable pictures of a run over `total` pictures."""
 
     def __init__(self, total: int, max_broken: float) -> None:
         self.total, self.max_broken = total, max_broken
-        self.seen, self.names = 0, dict[str, None]()
+        self.count, self.names = 0, dict[str, None]()
 
     def add(self, batch: dict) -> None:
-        """Count `batch`. LimnerError when more than the share `max_broken` of the pictures seen are broken.
-
-        At least 1000 pictures, or all where there are fewer, are the measure, so that early bad luck stops nothing.
-        """
-        self.seen += len(batch["indices"])
+        """Count `batch`. LimnerError where more than the share `max_broken` of the pictures so far are unreadable,
+        of at least 1000 or all, so that few early ones do not stop a run."""
+        self.count += len(batch["indices"])
         self.names.update(dict.fromkeys(batch["broken"]))
-        measure = min(self.total, max(self.seen, 1000))
-        if len(self.names) > self.max_broken * measure:
+        base = min(self.total, max(self.count, 1000))
+        if len(self.names) > self.max_broken * base:
             many = f"{len(self.names)} pictures cannot be read, more than the share {self.max_broken:g}"
-            raise LimnerError(f"{many} that --data.max-broken allows: {words.few(self.names)}")
+            raise LimnerError(f"{many} that --data.max-broken allows: {few(self.names)}")

@@ -1,7 +1,7 @@
-"""Captions of pictures: templates filled with labels, and captions in files beside the pictures.
+"""Captions of pictures: templates filled with the names of labels, and captions from files beside the pictures.
 
-A label set has words (synonyms) and templates; every word in every template is a training caption. A few templates are
-held out: all their words are known from training, their phrasing is not, so that obeying them is not memory.
+Every synonym of a label in every template is a training caption. A few templates are held out, so that evaluation has
+phrasings that training has not, of the same words.
 """
 
 import csv
@@ -22,7 +22,7 @@ HOW_TO_CAPTION = (
 
 @dataclass(frozen=True)
 class CaptionSet:
-    """The captions of a set of labels. In a template `{}` stands for the word, `{a}` for the word with its a or an."""
+    """Caption templates for a set of labels: `{}` is the name of a label, `{a}` the name with its article."""
 
     label_words: tuple[tuple[str, ...], ...]
     templates: tuple[str, ...]
@@ -36,7 +36,7 @@ class CaptionSet:
                 )
 
     def all(self, label: int) -> list[str]:
-        """Every training caption of `label`, its first word in the first template first."""
+        """Every training caption of `label`."""
         return [fill(template, word) for template in self.templates for word in self.label_words[label]]
 
 
@@ -53,60 +53,35 @@ DIGITS = CaptionSet(
         for digit, word in enumerate(("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"))
     ),
     templates=(
-        "a handwritten {}",
-        "the digit {}",
-        "{a}",
-        "{}",
-        "number {}",
-        "the number {}",
-        "a picture of the digit {}",
-        "a drawing of the digit {}",
-        "a drawing of {a}",
-        "the number {} written by hand",
-        "{a} written with a pen",
+        "a handwritten {}", "the digit {}", "{a}", "{}", "number {}", "the number {}", "a picture of the digit {}",
+        "a drawing of the digit {}", "a drawing of {a}", "the number {} written by hand", "{a} written with a pen",
         "the digit {} drawn by hand",
     ),
     held_out=("a picture of {a} drawn with a pen",),
-)
+)  # fmt: skip
 
 CIFAR10 = CaptionSet(
     label_words=(
-        ("airplane", "plane", "jet", "aircraft"),
-        ("automobile", "car"),
-        ("bird",),
-        ("cat", "kitten"),
-        ("deer", "stag"),
-        ("dog", "puppy"),
-        ("frog", "toad"),
-        ("horse", "pony"),
-        ("ship", "boat"),
-        ("truck", "lorry"),
+        ("airplane", "plane", "jet", "aircraft"), ("automobile", "car"), ("bird",), ("cat", "kitten"),
+        ("deer", "stag"), ("dog", "puppy"), ("frog", "toad"), ("horse", "pony"), ("ship", "boat"), ("truck", "lorry"),
     ),
     templates=(
-        "a photo of {a}",
-        "{a}",
-        "{}",
-        "a photo of the {}",
-        "a picture of {a}",
-        "an image of {a}",
-        "a small photo of {a}",
-        "a blurry photo of {a}",
-        "a photo showing {a}",
-        "this is {a}",
+        "a photo of {a}", "{a}", "{}", "a photo of the {}", "a picture of {a}", "an image of {a}",
+        "a small photo of {a}", "a blurry photo of {a}", "a photo showing {a}", "this is {a}",
     ),
     held_out=("a small picture showing {a}",),
-)
+)  # fmt: skip
 
 _BY_NAMES = {tuple("0123456789"): DIGITS, tuple(words[0] for words in CIFAR10.label_words): CIFAR10}
 
 
 def from_names(names: Iterable[str], templates: tuple[str, ...] = ("a photo of {a}",)) -> CaptionSet:
-    """The captions of any class names: underscores and hyphens become spaces."""
+    """The caption set of arbitrary class names; underscores and hyphens become spaces."""
     return CaptionSet(tuple((" ".join(name.replace("_", " ").replace("-", " ").split()),) for name in names), templates)
 
 
 def for_labels(names: Sequence[str], templates: tuple[str, ...] = ()) -> CaptionSet:
-    """The captions of the label set called `names`, a known one or any; `templates` take the place of its own."""
+    """The caption set of the labels `names`; `templates` replace the built-in ones."""
     known = _BY_NAMES.get(tuple(names))
     if known is None:
         return from_names(names, templates) if templates else from_names(names)
@@ -114,7 +89,7 @@ def for_labels(names: Sequence[str], templates: tuple[str, ...] = ()) -> Caption
 
 
 def from_labels(labels: Sequence[int], names: Sequence[str], templates: tuple[str, ...], where: str) -> list[list[str]]:
-    """The training captions of each picture of `where`, by its label. Pictures of one label share one list."""
+    """The training captions of each picture of `where` by its label; pictures of one label share a list object."""
     bad = next((row for row, label in enumerate(labels) if not 0 <= label < len(names)), None)
     if bad is not None:
         known = f"this set has the labels 0 to {len(names) - 1}"
@@ -124,8 +99,8 @@ def from_labels(labels: Sequence[int], names: Sequence[str], templates: tuple[st
     return [by_label[label] for label in labels]
 
 
-def numbered(values: Sequence, names: list[str] | None = None, where: str = "") -> tuple[list[int], list[str] | None]:
-    """(labels, names) of a column of labels: names are numbered in sorted order, numbers stay, nothing becomes -1."""
+def encode_labels(values: Sequence, names: list[str] | None, where: str) -> tuple[list[int], list[str] | None]:
+    """(labels, names) of a column of labels: names become indices in sorted order, integers stay, None becomes -1."""
     if all(isinstance(value, str) for value in values):
         names = sorted(set(values))
         numbers = {name: number for number, name in enumerate(names)}
@@ -136,14 +111,14 @@ def numbered(values: Sequence, names: list[str] | None = None, where: str = "") 
 
 
 def few(names: Iterable[str], shown: int = 3) -> str:
-    """The first `shown` of `names`, and how many more there are, for a message."""
+    """The first `shown` of `names` and the number of the others, for messages."""
     names = list(names)
     rest = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + rest
 
 
 def captions_of(value: object, where: str) -> list[str]:
-    """The captions in one cell: a text, a list of texts or nothing. Blank ones are dropped."""
+    """The captions of a cell: a text, a list of texts or None. Blank ones are dropped."""
     texts = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise LimnerError(f"{where}: a caption is a text or a list of texts, not {value!r}")
@@ -151,7 +126,7 @@ def captions_of(value: object, where: str) -> list[str]:
 
 
 def from_sidecars(pictures: Sequence[Path]) -> list[list[str]] | None:
-    """The captions in the `.txt` beside each picture, one a line; None where no picture has such a file."""
+    """The captions in the `.txt` file of each picture, one per line; None where no picture has such a file."""
     sidecars = [picture.with_suffix(".txt") for picture in pictures]
     if not any(sidecar.is_file() for sidecar in sidecars):
         return None
@@ -161,8 +136,8 @@ def from_sidecars(pictures: Sequence[Path]) -> list[list[str]] | None:
 def from_metadata(root: Path, pictures: Sequence[Path], column: str | None = None) -> list[list[str]] | None:
     """The captions in the `metadata.jsonl` and `metadata.csv` files under `root`; None where there is no such file.
 
-    A row gives its picture in `file_name`, relative to the metadata file, and a caption in `text` (or `caption`, or
-    `column`). Several rows may be about one picture. Rows of pictures that are not there are an error.
+    A row has its picture in `file_name`, relative to the metadata file, and a caption in `column` or one of
+    CAPTION_COLUMNS. Several rows may name one picture. LimnerError for rows without a picture.
     """
     files = sorted([*root.rglob("metadata.jsonl"), *root.rglob("metadata.csv")])
     if not files:
@@ -196,7 +171,7 @@ def _cell(row: dict, columns: tuple[str, ...], kind: str, where: str) -> object:
 
 
 def _rows(file: Path) -> Iterator[tuple[int, dict]]:
-    """(line, row) of a metadata file; a line that is not a JSON object is an error."""
+    """(line, row) of a metadata file. LimnerError for a line that is not a JSON object."""
     if file.suffix == ".csv":
         reader = csv.DictReader(io.StringIO(_text(file)))
         yield from ((reader.line_num, row) for row in reader)

@@ -1,4 +1,4 @@
-"""What training needs of a collection of pictures, and the order of an epoch."""
+"""The interface of a collection of captioned pictures, and the order of an epoch."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Loaded(NamedTuple):
-    """Pictures as tensors, and their indices, which differ from those requested where a picture is unreadable."""
+    """Pictures as tensors, with their indices, which differ from the requested ones where a picture is unreadable."""
 
     images: "Tensor"  # uint8 (B, C, H, W)
     indices: list[int]
@@ -35,7 +35,7 @@ class Collection(Protocol):
 
 @lru_cache(maxsize=4)
 def epoch_order(n: int, seed: int, epoch: int) -> "np.ndarray":
-    """The order of the `n` pictures in `epoch`: a permutation (n,), the same for the same arguments. Read only."""
+    """The order of the `n` pictures in `epoch`: a permutation (n,), determined by the arguments. Not writeable."""
     import numpy as np
 
     order = np.random.default_rng([seed, 0, epoch]).permutation(n)

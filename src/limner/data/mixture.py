@@ -1,4 +1,4 @@
-"""Several collections as one."""
+"""A weighted mixture of collections."""
 
 import bisect
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from limner.data.collection import Collection, Loaded
 
 
 class Mixture:
-    """A collection of collections: each picture is drawn from one of them, chosen by its weight, with replacement."""
+    """Collections joined: each position draws a part by its weight, and a picture of it, with replacement."""
 
     labels: list[int] | None = None
     label_names: list[str] | None = None
@@ -23,24 +23,24 @@ class Mixture:
     def __len__(self) -> int:
         return self.ends[-1]
 
-    def at(self, index: int) -> tuple[int, int]:
-        """The part that picture `index` belongs to, and its index there."""
+    def locate(self, index: int) -> tuple[int, int]:
+        """(part, index within the part) of picture `index`."""
         part = bisect.bisect_right(self.ends, index)
         return part, index - (self.ends[part - 1] if part else 0)
 
     def picture_name(self, index: int) -> str:
-        part, inner = self.at(index)
+        part, inner = self.locate(index)
         return self.parts[part].picture_name(inner)
 
     def index_at(self, position: int, seed: int) -> int:
-        """The index of the picture at `position`: part and picture are drawn independently for each position."""
+        """The index of the picture at `position`, drawn by (seed, position) alone."""
         random = Random(seed * 2**64 + position)
         part = bisect.bisect_right(self.cumulative, random.random() * self.cumulative[-1])
         part = min(part, len(self.parts) - 1)
         return self.ends[part] - 1 - random.randrange(len(self.parts[part]))
 
     def draw_caption(self, index: int, random: Random) -> str:
-        part, inner = self.at(index)
+        part, inner = self.locate(index)
         return self.parts[part].draw_caption(inner, random)
 
     def load(self, indices: Sequence[int], size: int, channels: int) -> Loaded:
@@ -49,9 +49,9 @@ class Mixture:
 
         loaded = Loaded(torch.empty(len(indices), channels, size, size, dtype=torch.uint8), list(indices), [])
         for number, part in enumerate(self.parts):
-            rows = [row for row, index in enumerate(indices) if self.at(index)[0] == number]
+            rows = [row for row, index in enumerate(indices) if self.locate(index)[0] == number]
             if rows:
-                images, inner, broken = part.load([self.at(indices[row])[1] for row in rows], size, channels)
+                images, inner, broken = part.load([self.locate(indices[row])[1] for row in rows], size, channels)
                 loaded.images[rows] = images
                 loaded.broken.extend(broken)
                 for row, index in zip(rows, inner, strict=True):

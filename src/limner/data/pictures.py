@@ -1,4 +1,4 @@
-"""Collections of encoded pictures, and pictures as tensors."""
+"""Collections of encoded pictures (PNG, JPEG ...), decoded to tensors when loaded."""
 
 import io
 import struct
@@ -21,7 +21,7 @@ class BrokenPicture(LimnerError):
 
 @dataclass(eq=False, repr=False)
 class Pictures:
-    """A collection of encoded pictures, decoded when they are loaded."""
+    """A collection of encoded pictures, decoded by `load`."""
 
     images: Sequence[dict | None]  # {"bytes": the file's content or None, "path": the file or None}
     name: str  # of the collection, in messages
@@ -33,7 +33,7 @@ class Pictures:
         return len(self.images)
 
     def index_at(self, position: int, seed: int) -> int:
-        """The index of the picture at `position` of the concatenated epochs, each in an order of its own."""
+        """The index of the picture at `position` of the concatenated epochs, each in its own `epoch_order`."""
         n = len(self)
         return int(epoch_order(n, seed, position // n)[position % n])
 
@@ -52,7 +52,7 @@ class Pictures:
         return loaded
 
     def _readable(self, index: int, broken: list[str], tries: int = 100) -> tuple[int, "Image"]:
-        """The picture at `index`, or the next one that can be read; the names of the others go to `broken`."""
+        """The picture at `index` or the next readable one; names of unreadable ones are appended to `broken`."""
         n = len(self)
         for candidate in range(index, index + min(n, tries)):
             try:
@@ -63,7 +63,7 @@ class Pictures:
         raise LimnerError(f"{min(n, tries)} pictures in a row cannot be read; the last: {last}")
 
     def image(self, index: int) -> "Image":
-        """The picture, in mode L or RGB, upright, on white where it is transparent. BrokenPicture if unreadable."""
+        """The picture in mode L or RGB, upright (EXIF), composed on white. BrokenPicture if unreadable."""
         from PIL.Image import DecompressionBombError
 
         entry = self.images[index]
@@ -78,8 +78,8 @@ class Pictures:
         return f"{self.name}, row {index}" if entry.get("bytes") or not entry.get("path") else str(entry["path"])
 
     def all_captions(self) -> list[str]:
-        """Every distinct caption, in order of first appearance: what a tokenizer is trained on."""
-        lists = {id(captions): captions for captions in self.captions or []}  # a label's pictures share one list
+        """Every distinct caption in order of first appearance, to train a tokenizer on."""
+        lists = {id(captions): captions for captions in self.captions or []}  # pictures of one label share a list
         return list(dict.fromkeys(caption for captions in lists.values() for caption in captions))
 
 
@@ -103,7 +103,7 @@ def _decode(entry: dict | None) -> "Image":
 def to_tensor(image: "Image", size: int, channels: int) -> "Tensor":
     """`image` as a uint8 tensor (channels, size, size); channels is 1 (grey) or 3 (RGB).
 
-    The largest centred square is resized (Lanczos, antialiased); a picture that has the size is left as it is.
+    The largest centred square is resized (Lanczos, antialiased); a picture of that size is unchanged.
     """
     import numpy as np
     import torch

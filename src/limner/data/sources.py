@@ -1,5 +1,5 @@
-"""Where training pictures come from: the captioned world, a data set of the Hugging Face Hub, Parquet files, a folder
-of pictures, or a weighted mixture of these. `open_source` opens them and decodes none.
+"""Sources of training pictures: the captioned world, a dataset of the Hugging Face Hub, Parquet files, a folder of
+pictures, or a weighted mixture of these. Opening a source decodes no picture.
 """
 
 from collections.abc import Sequence
@@ -29,18 +29,18 @@ class Source:
     # Not used where a path is given
     path: str | None = None  # local pictures: a folder of Parquet files, one .parquet file, or a folder of pictures
     split: str = "train"  # of the Hub data set, of files called SPLIT-*.parquet, or the folder SPLIT/
-    image_column: str | None = None  # the column of pictures; found by its type when not given
-    caption_column: str | None = None  # the column of captions; text, caption, captions or prompt when not given
-    label_column: str | None = None  # the column of labels, which become captions where no column has any
-    templates: tuple[str, ...] = ()  # captions for labels: "a photo of {a}"; {} is the word, {a} the word with a or an
-    max_broken: float = 0.01  # the share of unreadable pictures that is put up with
+    image_column: str | None = None  # column of pictures; None: found by its type
+    caption_column: str | None = None  # None: text, caption, captions or prompt
+    label_column: str | None = None  # labels become captions where there is no caption column
+    templates: tuple[str, ...] = ()  # captions for labels: {} is the name, {a} the name with a or an
+    max_broken: float = 0.01  # largest share of unreadable pictures
 
 
 def open_source(config: Source, captions: bool = True) -> Collection:
-    """Open the pictures that `config` names. `captions=False` leaves captions out, for training without text.
+    """Open a source; `captions=False` for training without text.
 
-    Raises LimnerError for a name, path, split or column that is not there, where a picture has no caption, and for
-    the weights of a mixture that do not sum to 1.
+    LimnerError for an unknown name, path, split or column, a picture without a caption, or weights that do not sum
+    to 1.
     """
     if config.path is None:
         return _named(config, captions)
@@ -83,7 +83,7 @@ def _mixture(config: Source, captions: bool) -> Collection:
 
 
 def _import_datasets():
-    """The package `datasets`, which only reading Parquet files and the Hub needs."""
+    """The package `datasets`, imported here since only Parquet files and the Hub need it."""
     try:
         import datasets
     except ImportError as error:
@@ -121,7 +121,7 @@ def _parquet_table(files: list[Path], path: Path, split: str):
 
 
 class _Column(Sequence):
-    """One column of a table, read row by row: `Dataset[i]` costs eight times as much."""
+    """A column of a table as a sequence; its rows cost an eighth of `Dataset[i]`."""
 
     def __init__(self, table, column: str) -> None:
         self.table = table.select_columns([column])
@@ -155,16 +155,15 @@ def _from_table(table, where: str, config: Source, captions: bool) -> Pictures:
     pictures = Pictures(_Column(table.cast_column(image, datasets.Image(decode=False)), image), where)
     if label:
         names = getattr(features[label], "names", None)
-        pictures.labels, pictures.label_names = words.numbered(table[label][:], names, f"{where}, column {label}")
+        pictures.labels, pictures.label_names = words.encode_labels(table[label][:], names, f"{where}, column {label}")
     if captions and text:
-        pictures.captions = [
-            words.captions_of(value, f"{where}, row {row}") for row, value in enumerate(table[text][:])
-        ]
+        cells = enumerate(table[text][:])
+        pictures.captions = [words.captions_of(value, f"{where}, row {row}") for row, value in cells]
     return _captioned(pictures, config.templates) if captions else pictures
 
 
 def _check_split(split: str, inside: set[str], where: Path) -> None:
-    if split not in inside and (inside or split != "train"):  # what is not divided into splits is for training
+    if split not in inside and (inside or split != "train"):  # data without splits is training data
         raise LimnerError(f"{where}: {unknown('split', split, inside or ['train'])}")
 
 
@@ -180,7 +179,7 @@ def _from_folder(root: Path, config: Source, captions: bool) -> Pictures:
     pictures = Pictures([{"bytes": None, "path": str(file)} for file in files], str(root))
     folders = [name.parts[0] for name in names]
     if all(len(name.parts) > 1 for name in names) and len(set(folders)) > 1:
-        pictures.labels, pictures.label_names = words.numbered(folders)
+        pictures.labels, pictures.label_names = words.encode_labels(folders, None, str(root))
     if captions:
         pictures.captions = words.from_metadata(root, files, config.caption_column) or words.from_sidecars(files)
         return _captioned(pictures, config.templates)
@@ -188,13 +187,13 @@ def _from_folder(root: Path, config: Source, captions: bool) -> Pictures:
 
 
 def _captioned(pictures: Pictures, templates: tuple[str, ...]) -> Pictures:
-    """`pictures` with captions, from their labels if they have none of their own; every picture must have one."""
+    """`pictures` with captions, made from labels if absent. LimnerError where a picture has none."""
     if pictures.captions is None:
         if pictures.labels is None or not pictures.label_names:
             raise LimnerError(f"{pictures.name} has pictures, but nothing says what they show. {words.HOW_TO_CAPTION}")
         pictures.captions = words.from_labels(pictures.labels, pictures.label_names, templates, pictures.name)
-    silent = [pictures.picture_name(row) for row, captions in enumerate(pictures.captions) if not captions]
-    if silent:
-        counts = f"{len(silent)} of {len(pictures)} pictures have no caption"
-        raise LimnerError(f"{pictures.name}: {counts}: {words.few(silent)}. Caption them or take them out")
+    uncaptioned = [pictures.picture_name(row) for row, captions in enumerate(pictures.captions) if not captions]
+    if uncaptioned:
+        counts = f"{len(uncaptioned)} of {len(pictures)} pictures have no caption"
+        raise LimnerError(f"{pictures.name}: {counts}: {words.few(uncaptioned)}. Caption them or take them out")
     return pictures

@@ -1,4 +1,4 @@
-"""The captioned world as training data: pictures are rendered when they are loaded, the same for the same seed."""
+"""The captioned world as a collection: pictures are rendered when loaded, deterministically by the seed."""
 
 import json
 from collections.abc import Sequence
@@ -16,9 +16,10 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 class World:
-    """A collection of `count` pictures; picture k is drawn from (seed, k) alone.
+    """A collection of `count` pictures; picture k depends on (seed, k) alone.
 
-    No picture shows what `limner.world.held_out` names. `kind` is one of `limner.world.KINDS`, or None for all.
+    No picture shows a held-out composition (`limner.world.held_out`). `kind` is one of `limner.world.KINDS`,
+    or None for all.
     """
 
     labels: list[int] | None = None
@@ -40,7 +41,7 @@ class World:
         return f"picture {index} of {self.name}"
 
     def index_at(self, position: int, seed: int) -> int:
-        """The pictures are random draws already, so they come in order."""
+        """In order, since the pictures are independent random draws."""
         return position % self.count
 
     def scene(self, index: int) -> Scene:
@@ -48,11 +49,11 @@ class World:
         return scene_at(self.seed, index, self.kind)
 
     def draw_caption(self, index: int, random: Random) -> str:
-        """One of the many captions of picture `index`."""
+        """A caption of picture `index`."""
         return draw_caption(self.scene(index), random)
 
     def load(self, indices: Sequence[int], size: int, channels: int) -> Loaded:
-        """The pictures at `indices`, rendered together at this size."""
+        """The pictures at `indices`, rendered in one batch."""
         import torch
 
         pictures = pictures_at(self.seed, indices, size, self.kind)
@@ -62,15 +63,15 @@ class World:
         return Loaded(images.contiguous(), list(indices), [])
 
     def all_captions(self) -> list[str]:
-        """One caption of each of the first pictures, enough to contain every word many times."""
+        """A caption of each of the first 4000 pictures, to train a tokenizer on."""
         return [caption_at(self.seed, index, self.kind) for index in range(min(self.count, 4000))]
 
 
 def write_folder(folder: Path, count: int, size: int, seed: int) -> None:
-    """Write `count` PNG pictures and metadata.jsonl (file_name, text), as `datasets` imagefolder reads them."""
+    """Write `count` PNG pictures and metadata.jsonl (file_name, text), an imagefolder of `datasets`."""
     if folder.exists() and any(folder.iterdir()):
         raise LimnerError(f"{folder} is not empty; choose another --out")
-    World(count, seed)  # checks both
+    World(count, seed)  # validates both
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for start in range(0, count, 100):

@@ -1,4 +1,4 @@
-"""Evaluation of a model: prompts are painted and graded; shares by kind of scene and by claim, with intervals."""
+"""Evaluation of a model: shares of obeyed prompts and right claims by kind of scene, with confidence intervals."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ SETS = ("seen", "held-out", "all")
 
 
 class EvalPrompt(NamedTuple):
-    """A prompt, the scene it states (None where it cannot be graded), and the row of the table it counts in."""
+    """A prompt, its scene (None where it cannot be graded), and the row of the table that it counts in."""
 
     prompt: str
     scene: Scene | None
@@ -58,7 +58,7 @@ class Report:
         return lines
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole report as JSON."""
+        """The report as JSON."""
         obeyed = self.obeyed()
         rows = {
             row: {
@@ -87,7 +87,7 @@ class Report:
 
 
 def describe(verdict: Verdict | None) -> str:
-    """A verdict in words, on one line."""
+    """A verdict as one line of text."""
     return "cannot be judged" if verdict is None else verdict.describe()
 
 
@@ -98,15 +98,12 @@ def _colour(verdict: Verdict | None) -> str:
 def _to_dict(verdict: Verdict | None) -> dict[str, Any]:
     if verdict is None:
         return {"obeyed": None}
-    wrong = [
-        {"kind": kind, "wanted": expected, "found": found, "right": right, "group": group}
-        for kind, expected, found, right, group in verdict.wrong
-    ]
-    return {"obeyed": verdict.obeyed, "said": verdict.describe(), "wrong": wrong}
+    wrong = [claim._asdict() for claim in verdict.wrong]
+    return {"obeyed": verdict.obeyed, "description": verdict.describe(), "wrong": wrong}
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
-    """The 95% confidence interval of a share (Wilson 1927): of use near 0 and 1, where the normal one is not."""
+    """The 95% confidence interval of a share (Wilson 1927), valid near 0 and 1 too."""
     from scipy.stats import binomtest  # here, since it takes a second
 
     interval = binomtest(right, n).proportion_ci(method="wilson")
@@ -114,7 +111,7 @@ def wilson(right: int, n: int) -> tuple[float, float]:
 
 
 def percent(right: int, n: int, interval: bool = False) -> str:
-    """93.2% (90.7-95.1), or a dash for nothing."""
+    """The share as text, e.g. 93.2% (90.7-95.1); a dash for n = 0."""
     if not n:
         return "–"
     if not interval:
@@ -126,7 +123,7 @@ def percent(right: int, n: int, interval: bool = False) -> str:
 def load_prompts(name: str, n: int, seed: int = 0) -> list[EvalPrompt]:
     """The set `name`: seen, held-out, all (n prompts of each kind of scene), or a file with one prompt a line.
 
-    Prompts of a file that are no sentence of the world are painted and not graded.
+    Prompts of a file outside the grammar are painted and not graded.
     """
     if n < 1:
         raise LimnerError(f"--n must be at least 1, not {n}")
@@ -152,7 +149,7 @@ def load_prompts(name: str, n: int, seed: int = 0) -> list[EvalPrompt]:
 
 
 def classify(prompt: str) -> EvalPrompt:
-    """A prompt with its scene, in the row "seen" or "held-out" by what it asks for, or "not judged"."""
+    """A prompt with its scene, in the row "seen" or "held-out" by its composition, or "not judged" without a scene."""
     try:
         scene = parse(prompt)
     except NotUnderstood:
@@ -163,16 +160,16 @@ def classify(prompt: str) -> EvalPrompt:
 def evaluate(
     pipe: "Pipeline",
     prompts: Sequence[EvalPrompt],
-    at_once: int = 50,
+    batch_size: int = 50,
     seed: int = 0,
     progress: Callable[[int], object] | None = None,
     **settings: Any,
 ) -> Report:
-    """Paint each prompt once, in batches of `at_once`, prompt k with seed `seed` + k, and grade what can be graded."""
+    """Paint each prompt once, prompt k with seed + k, and grade the pictures. `settings` go to the pipeline."""
     pictures: list[Image] = []
-    for start in range(0, len(prompts), at_once):
-        some = [each.prompt for each in prompts[start : start + at_once]]
-        pictures += pipe(some, seed=seed + start, **settings)
+    for start in range(0, len(prompts), batch_size):
+        batch = [each.prompt for each in prompts[start : start + batch_size]]
+        pictures += pipe(batch, seed=seed + start, **settings)
         if progress is not None:
             progress(len(pictures))
     verdicts = [

@@ -1,1 +1,1 @@
-"""The networks. Each is one file, read top to bottom, biggest class last; each receives times and tensors only."""
+"""Network architectures, one file each, the largest class last."""

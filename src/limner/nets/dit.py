@@ -1,11 +1,10 @@
-"""The diffusion transformer (Peebles & Xie 2023), unconditional, by class, or by text.
+"""The diffusion transformer (Peebles & Xie 2023), unconditional, class-conditional or text-conditional.
 
-The text path follows PixArt-alpha (Chen et al. 2024): adaLN carries the time, cross-attention the words. Convolutions
-may stand at its ends (Hoogeboom et al. 2023, "simple diffusion", section 2.3): the transformer then decides what goes
-where in few, large patches, and they draw the edges.
+Text conditioning follows PixArt-alpha (Chen et al. 2024): adaLN for the timestep, cross-attention for the text.
+Optional convolutional stages before and after the transformer work at full resolution (Hoogeboom et al. 2023, "simple
+diffusion", section 2.3), so that it can use few, large patches.
 """
 
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from limner.errors import LimnerError
-from limner.files import MAX_INT, MAX_LAYERS, check_range, check_types, from_entries
+from limner.nets.configs import CONV_GROUP, DiTConfig
 from limner.nets.layers import (
     ResnetBlock,
     TimestepEmbedder,
@@ -29,66 +28,9 @@ from limner.nets.layers import (
 )
 from limner.nets.network import Condition, Network
 
-CONV_GROUP = 8  # channels that are normalised together
-PATCHES = 256  # on a side, of the largest picture that a model may be made for
-
-
-@dataclass(frozen=True)
-class DiTConfig:
-    """The numbers of one DiT. `num_classes` and `text_dim` are 0 where there is no such condition.
-
-    `conv_channels` is the width of the convolutional ends, 0 for none; `conv_layers` the residual blocks of each.
-    `position_scale` multiplies the position embedding. With `pooled_text` the mean of the words is added to the time's
-    embedding (as Stable Diffusion 3 tells its pooled text, Esser et al. 2024, section 4).
-    """
-
-    sample_size: int = 32
-    in_channels: int = 3
-    patch_size: int = 4
-    hidden_size: int = 256
-    depth: int = 6
-    num_heads: int = 8
-    mlp_ratio: float = 4.0
-    num_classes: int = 0
-    text_dim: int = 0
-    conv_channels: int = 0
-    conv_layers: int = 2
-    position_scale: float = 1.0
-    pooled_text: bool = False
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        check_range(self, ("sample_size", "in_channels", "patch_size", "hidden_size", "num_heads"), 1)
-        check_range(self, ("depth", "conv_layers"), 0, MAX_LAYERS)
-        check_range(self, ("num_classes", "text_dim"), 0)
-        if self.hidden_size % self.num_heads or self.hidden_size % 4:
-            raise LimnerError(
-                f"hidden_size {self.hidden_size} must be divisible by num_heads {self.num_heads} and by 4"
-            )
-        if self.conv_channels < 0 or self.conv_channels % CONV_GROUP or self.conv_layers < 1:
-            raise LimnerError(
-                f"conv_channels must be a multiple of {CONV_GROUP} (0 for none) and conv_layers at least 1, not "
-                f"{self.conv_channels} and {self.conv_layers}"
-            )
-        if self.sample_size // self.patch_size > PATCHES:
-            raise LimnerError(f"sample_size {self.sample_size} is more than {PATCHES} patches of {self.patch_size}")
-        if not 1 <= self.hidden_size * self.mlp_ratio <= MAX_INT:
-            raise LimnerError(f"mlp_ratio {self.mlp_ratio} of hidden_size {self.hidden_size} is no width of a layer")
-        if self.position_scale <= 0:
-            raise LimnerError(f"position_scale must be more than 0, not {self.position_scale}")
-
-    @classmethod
-    def from_dict(cls, config: dict[str, Any]) -> "DiTConfig":
-        """From a config.json, which has no other entries."""
-        return from_entries(cls, config, "a DiT")
-
-    def to_dict(self) -> dict[str, Any]:
-        """A config.json that `from_dict` reads back."""
-        return asdict(self)
-
 
 class CrossAttention(nn.Module):
-    """The projections of attention from picture tokens (B, N, D) to text tokens (B, L, C)."""
+    """Projections of the cross-attention from picture tokens (B, N, D) to text tokens (B, L, C)."""
 
     def __init__(self, dim: int, text_dim: int, heads: int) -> None:
         super().__init__()
@@ -104,7 +46,7 @@ class CrossAttention(nn.Module):
 
 
 class DiTBlock(nn.Module):
-    """Self-attention, cross-attention where there is text, feed-forward; the gates open from zero (adaLN-Zero)."""
+    """Self-attention, cross-attention if there is text, and feed-forward, with adaLN-Zero modulation."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -126,16 +68,16 @@ class DiTBlock(nn.Module):
         if self.cross is not None and kv is not None:
             h = attention(split_heads(self.cross.to_q(self.norm(x)), self.heads), *kv, mask)
             x = x + self.cross.to_out(merge_heads(h))
-        # The exact GELU: on a CPU it takes half the time of the tanh approximation.
+        # The exact GELU is twice as fast as the tanh approximation on a CPU.
         h = F.gelu(self.mlp_in(modulate(self.norm(x), shift2, scale2)))
         return torch.addcmul(x, gate2[:, None], self.mlp_out(h))
 
 
 class ConvStem(nn.Module):
-    """Convolutions at the full size before the transformer and after it, with a skip past it.
+    """Full-resolution convolutional stages before and after the transformer.
 
-    `encode` makes of the picture (B, C, H, W) the features (B, S, H, W) that are cut into patches; `decode` makes the
-    output (B, C, H, W) of those features and what the transformer added to them. c (B, D) is the time.
+    `encode` maps x (B, C, H, W) to features (B, S, H, W), which are then cut into patches; `decode` maps the sum of
+    features and transformer output (B, S, H, W) to the output (B, C, H, W). c (B, D) is the time embedding.
     """
 
     def __init__(self, config: DiTConfig) -> None:
@@ -151,7 +93,7 @@ class ConvStem(nn.Module):
         self.down, self.up = blocks(), blocks()
         self.conv_norm_out = norm(width, groups)
         self.conv_out = conv3(width, config.in_channels)
-        # With the weights' channels last too, a training step on a CPU takes a sixth less time.
+        # With channels-last weights too, a training step on a CPU is a sixth faster.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def encode(self, x: Tensor, c: Tensor) -> Tensor:
@@ -167,19 +109,19 @@ class ConvStem(nn.Module):
 
 
 class DiT(Network):
-    """The diffusion transformer: x (B, C, H, W), t (B,) in [0, 1000] -> F (B, C, H, W)."""
+    """Diffusion transformer: x (B, C, H, W), t (B,) in [0, 1000] -> F (B, C, H, W)."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         if config.sample_size % config.patch_size:
             raise LimnerError(f"sample_size {config.sample_size} is not divisible by patch_size {config.patch_size}")
         if config.pooled_text and not config.text_dim:
-            raise LimnerError("pooled_text needs a text encoder: there are no words to take the mean of")
+            raise LimnerError("pooled_text needs a text encoder: text_dim is 0")
         self.config = config
         self.latent_channels, self.multiple = config.in_channels, config.patch_size
         dim, patch = config.hidden_size, config.patch_size
         self.ends = ConvStem(config) if config.conv_channels else None
-        channels = config.conv_channels or config.in_channels  # of what is cut into patches
+        channels = config.conv_channels or config.in_channels  # of the features that are cut into patches
         self.patch_in = nn.Linear(channels * patch * patch, dim)
         self.time = TimestepEmbedder(dim)
         # The last row is the null class of classifier-free guidance.
@@ -192,7 +134,7 @@ class DiT(Network):
         self.initialise()
 
     def initialise(self) -> None:
-        """Xavier weights, zero biases; every residual branch and the output start at zero (section 3.2)."""
+        """Xavier weights, zero biases; residual branches and output start at zero (Peebles & Xie 2023, section 3.2)."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
@@ -201,28 +143,28 @@ class DiT(Network):
         for embedding in (self.time.linear_1, self.time.linear_2, self.classes):
             if embedding is not None:
                 nn.init.normal_(embedding.weight, std=0.02)
-        closed: list[nn.Linear | nn.Conv2d] = [self.modulation_out]
-        # Behind convolutions the transformer is a branch beside their skip, and they are what starts at zero.
-        closed += [self.patch_out] if self.ends is None else [self.ends.conv_out]
+        zero_initialised: list[nn.Linear | nn.Conv2d] = [self.modulation_out]
+        # With convolutional stages the transformer is itself a residual branch, and the output is their last layer.
+        zero_initialised += [self.patch_out] if self.ends is None else [self.ends.conv_out]
         for block in self.blocks:
             assert isinstance(block, DiTBlock)
-            closed += [block.modulation] + ([block.cross.to_out] if block.cross is not None else [])
+            zero_initialised += [block.modulation] + ([block.cross.to_out] if block.cross is not None else [])
         if self.ends is not None:
             for resnet in (*self.ends.down, *self.ends.up):
                 assert isinstance(resnet, ResnetBlock) and resnet.time_emb_proj is not None
-                closed += [resnet.conv2, resnet.time_emb_proj]
-        for layer in closed:
+                zero_initialised += [resnet.conv2, resnet.time_emb_proj]
+        for layer in zero_initialised:
             nn.init.zeros_(layer.weight)
 
     @property
     def null_class(self) -> int:
-        """The label that stands for no label."""
+        """The label of the null class."""
         return self.config.num_classes
 
     @property
     def repeated(self) -> list[nn.Module]:
-        # The whole does not compile where convolutions stand beside text of changing length: torch then takes
-        # attention's keys for pictures and lays them out anew.
+        # Not the network itself: with convolutions and text of varying length torch applies channels-last to the keys
+        # of attention, and compilation fails.
         return list(self.blocks)
 
     def misfit(self, text_width: int, classes: int) -> str | None:
@@ -234,7 +176,7 @@ class DiT(Network):
         return None
 
     def prepare(self, condition: Condition) -> Condition:
-        """{"labels": (B,)} as it is; {"text": (B, L, C), "mask": (B, L)}, True at real tokens, -> keys and values."""
+        """{"labels": (B,)} unchanged; {"text": (B, L, C), "mask": (B, L)}, True at real tokens, -> keys and values."""
         prepared = dict(condition)
         if "text" not in condition:
             return prepared
@@ -257,8 +199,8 @@ class DiT(Network):
         mask: Tensor | None = None,
         pooled: Tensor | None = None,
     ) -> Tensor:
-        """`labels` (B,), with `null_class` for none, where the model has classes; else what `prepare` made of a text:
-        `keys` and `values`, one (B, H, L, d) a block, `mask` (B, 1, 1, L) and `pooled` (B, D)."""
+        """With classes `labels` (B,), by default `null_class`; with text the output of `prepare`: `keys` and `values`,
+        one (B, H, L, d) per block, `mask` (B, 1, 1, L) and `pooled` (B, D)."""
         config, patch = self.config, self.config.patch_size
         height, width = x.shape[2:]
         if height % patch or width % patch:

@@ -1,4 +1,4 @@
-"""What the networks share: the one attention call, embeddings of time and place, adaLN modulation, residual blocks."""
+"""Layers shared by the networks: attention, timestep and position embeddings, adaLN modulation, residual blocks."""
 
 import math
 from functools import lru_cache
@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    """Scaled dot-product attention, the only one in the library (Vaswani et al. 2017, equation 1).
+    """Scaled dot-product attention (Vaswani et al. 2017, equation 1).
 
-    q (B, H, Lq, d), k and v (B, H, Lk, d); `mask` is True where a query may look and broadcasts to (B, H, Lq, Lk).
+    q (B, H, Lq, d), k and v (B, H, Lk, d); `mask`, True at the keys to attend to, broadcasts to (B, H, Lq, Lk).
     Returns (B, H, Lq, d).
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
-        # On a CPU the backward pass in bfloat16 takes thirty times as long as in float32.
+        # On a CPU the backward pass is thirty times slower in bfloat16 than in float32.
         with torch.autocast("cpu", enabled=False):
             return attention(q.float(), k.float(), v.float(), mask, causal).to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
@@ -47,8 +47,8 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
     """Cosines and sines of t (B,) at `dim`/2 frequencies from 1 down to 1/max_period: (B, dim), float32.
 
-    The frequencies are made for t between 0 and 1000 (Ho et al. 2020; Vaswani et al. 2017, section 3.5): a time in
-    [0, 1] would leave nearly all of them constant. Every `Level.t` in this library is in that range.
+    The frequencies suit t in [0, 1000] (Ho et al. 2020; Vaswani et al. 2017, section 3.5); over t in [0, 1] nearly all
+    of them would be constant.
     """
     half = dim // 2
     freqs = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * (-math.log(max_period) / half))
@@ -57,7 +57,7 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Ten
 
 
 class TimestepEmbedder(nn.Module):
-    """t (B,) in [0, 1000] -> (B, D): sinusoids, then a two-layer network."""
+    """t (B,) in [0, 1000] -> (B, D): sinusoidal embedding, then a two-layer MLP."""
 
     def __init__(self, dim: int, frequencies: int = 256) -> None:
         super().__init__()
@@ -72,17 +72,17 @@ class TimestepEmbedder(nn.Module):
 
 @lru_cache(maxsize=32)
 def position_table(height: int, width: int, dim: int, base: int, device: torch.device) -> Tensor:
-    """Sine-cosine positions of a height x width grid: (height*width, dim), float32, made once per size.
+    """2D sine-cosine position embedding of a height x width grid: (height*width, dim), float32.
 
-    Half of the channels code y, half x (Dosovitskiy et al. 2021 in two dimensions). Cell centres are stretched so
-    that any size spans the `base` cells the network was trained on, as interpolated ViT tables do: at the trained
-    size cell i stands at i, at twice the size cells stand at -0.25, 0.25, 0.75 and so on.
+    Half of the channels encode y, half x. Positions are interpolated to the `base` cells a side of the training size,
+    as ViT does (Dosovitskiy et al. 2021, section 3.2): at that size cell i has position i, at twice that size the
+    positions are -0.25, 0.25, 0.75 and so on.
     """
 
     def axis(n: int) -> Tensor:
-        place = (torch.arange(n, dtype=torch.float32, device=device) + 0.5) * (base / n) - 0.5
+        position = (torch.arange(n, dtype=torch.float32, device=device) + 0.5) * (base / n) - 0.5
         freqs = 10_000.0 ** (-torch.arange(dim // 4, dtype=torch.float32, device=device) / (dim // 4))
-        angles = place[:, None] * freqs
+        angles = position[:, None] * freqs
         return torch.cat([angles.sin(), angles.cos()], dim=-1)  # (n, dim/2)
 
     y = axis(height)[:, None].expand(height, width, dim // 2)
@@ -96,15 +96,15 @@ def norm(channels: int, groups: int) -> nn.GroupNorm:
 
 
 def conv3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    """A 3x3 convolution that keeps the size, or divides it by its stride."""
+    """A 3x3 convolution with padding 1."""
     return nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=1)
 
 
 class ResnetBlock(nn.Module):
-    """x (B, C, H, W) -> (B, D, H, W): norm, SiLU and convolution twice, beside a skip (1x1 where D is not C).
+    """Residual block, x (B, C, H, W) -> (B, D, H, W): norm, SiLU and convolution twice; the skip is 1x1 if D is not C.
 
-    With a `time_dim` the block is told the time too: c (B, time_dim), past its SiLU, is added between the convolutions
-    (Ho et al. 2020, appendix B). The names are those of diffusers' ResnetBlock2D.
+    With a `time_dim`, a projection of c (B, time_dim), the time embedding after SiLU, is added between the convolutions
+    (Ho et al. 2020, appendix B). State-dict names are those of diffusers' ResnetBlock2D.
     """
 
     def __init__(self, inputs: int, outputs: int, groups: int, time_dim: int = 0) -> None:

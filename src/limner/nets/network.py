@@ -1,4 +1,4 @@
-"""What every denoising network is: called as `network(x, t, **network.prepare(condition))`, in training too."""
+"""The interface of denoising networks: `network(x, t, **network.prepare(condition))`, in training too."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,37 +8,31 @@ from torch import Tensor, nn
 
 from limner.errors import LimnerError
 
-# Row k of every entry belongs to picture k: tensors (B, ...), or tuples of them.
+# Entries are tensors (B, ...) or tuples of them; row k belongs to picture k.
 Condition = Mapping[str, Any]
 
 
 class Network(nn.Module):
-    """x (B, C, H, W), t (B,) in [0, 1000] and what `prepare` gave -> the network's output F (B, C, H, W)."""
+    """x (B, C, H, W), t (B,) in [0, 1000] and the entries that `prepare` returned -> the output F (B, C, H, W)."""
 
     config: Any
     latent_channels: int
-    """C of what is painted."""
+    """C of x and of the output."""
     multiple: int
-    """H and W must divide by it."""
-    embeds_guidance: bool = False
-    """Whether the guidance scale is an input of the network (Meng et al. 2023), instead of two evaluations."""
+    """H and W must be multiples of it."""
 
     @property
     def repeated(self) -> list[nn.Module]:
-        """The blocks that torch.compile compiles one by one: they are alike, so that one compilation serves all."""
+        """The modules to torch.compile one by one; identical blocks share one compilation."""
         return [self]
 
     def prepare(self, condition: Condition) -> Condition:
-        """What all steps of a picture share, in the network's dtype: keys and values of the text, projections."""
+        """Compute what does not depend on x or t, once for all steps, in the network's dtype."""
         raise NotImplementedError
 
     def misfit(self, text_width: int, classes: int) -> str | None:
-        """What is wrong with a conditioner whose states have this width (0: no text) and that knows so many classes."""
+        """Why a conditioner with this text width (0 without text) and number of classes is incompatible, or None."""
         return None
-
-    def tokens(self, height: int, width: int) -> int:
-        """Length of the sequence for a picture of this height and width, for shifts that depend on it."""
-        return height * width // self.multiple**2
 
 
 def take(condition: Condition, rows: slice | Tensor) -> Condition:
@@ -50,7 +44,7 @@ def take(condition: Condition, rows: slice | Tensor) -> Condition:
 
 
 def cat(conditions: Sequence[Condition]) -> Condition:
-    """The conditions one below the other; LimnerError unless their names and shapes agree. Nothing is padded."""
+    """Conditions concatenated along the batch, without padding. Raises LimnerError unless names and shapes agree."""
     if len({tuple(sorted(condition)) for condition in conditions}) != 1:
         raise LimnerError(f"conditions of other names cannot be joined: {[sorted(c) for c in conditions]}")
 

@@ -1,106 +1,43 @@
 """The KL autoencoder of latent diffusion (Rombach et al. 2022, section 3.1), with diffusers' state-dict names.
 
-Stable Diffusion 1.x, 2.x, XL, SD3 and Flux paint in its latents. It is a variational autoencoder (Kingma & Welling
-2014): a picture is encoded to a Gaussian over latents, and a latent decoded to a picture.
+Stable Diffusion 1.x, 2.x, XL, SD3 and Flux use it. It is a variational autoencoder (Kingma & Welling 2014): a picture
+is encoded to a diagonal Gaussian over latents, and a latent decoded to a picture.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limner.errors import LimnerError
-from limner.files import MAX_LAYERS, check_range, check_types, from_entries, is_number
+from limner.nets.configs import AutoencoderKLConfig
 from limner.nets.layers import ResnetBlock, attention, conv3, merge_heads, norm, split_heads
-
-BLOCK_TYPES = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}  # one a level
-# What diffusers lets a config.json say and this network cannot be told: only these values are read.
-FIXED = {"_class_name": "AutoencoderKL", "act_fn": "silu", "latents_mean": None, "latents_std": None}
-
-
-@dataclass(frozen=True)
-class AutoencoderKLConfig:
-    """The numbers of one autoencoder, under diffusers' names and with its defaults.
-
-    `block_out_channels` are the widths from the full size down, each level half the size of the one before;
-    `shift_factor` is None where latents are only scaled.
-    """
-
-    in_channels: int = 3
-    out_channels: int = 3
-    block_out_channels: tuple[int, ...] = (64,)
-    layers_per_block: int = 1
-    latent_channels: int = 4
-    norm_num_groups: int = 32
-    scaling_factor: float = 0.18215
-    shift_factor: float | None = None
-    use_quant_conv: bool = True
-    use_post_quant_conv: bool = True
-    mid_block_add_attention: bool = True
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.block_out_channels, tuple) or not self.block_out_channels:
-            raise LimnerError(f"block_out_channels must give a width for each level, not {self.block_out_channels!r}")
-        names = ("in_channels", "out_channels", "layers_per_block", "latent_channels", "norm_num_groups")
-        counts = [(name, getattr(self, name)) for name in names]
-        for name, value in counts + [("block_out_channels", width) for width in self.block_out_channels]:
-            if type(value) is not int or value < 1:
-                raise LimnerError(f"{name} must be a whole number of at least 1, not {value!r}")
-        groups = self.norm_num_groups
-        for width in self.block_out_channels:
-            if width % groups:
-                raise LimnerError(f"block_out_channels {width} is not divisible by norm_num_groups {groups}")
-        if not is_number(self.scaling_factor) or self.scaling_factor <= 0:
-            raise LimnerError(f"scaling_factor must be a number above 0, not {self.scaling_factor!r}")
-        check_types(self)
-        check_range(self, ("layers_per_block",), 1, MAX_LAYERS // len(self.block_out_channels))
-
-    @classmethod
-    def from_dict(cls, config: dict[str, Any]) -> AutoencoderKLConfig:
-        """From diffusers' config.json; keys that are not about the network are ignored, other kinds refused."""
-        for name, value in FIXED.items():
-            if config.get(name, value) != value:
-                raise LimnerError(f"an autoencoder with {name} {config[name]!r} is not supported, only {value!r}")
-        known = {field.name: config[field.name] for field in fields(cls) if field.name in config}
-        made = from_entries(cls, known, "an autoencoder")
-        for name, usual in made._block_types().items():
-            if config.get(name) not in (None, usual, tuple(usual)):
-                raise LimnerError(f"an autoencoder with {name} {config[name]!r} is not supported, only {usual!r}")
-        return made
-
-    def to_dict(self) -> dict[str, Any]:
-        """A config.json that `from_dict` and diffusers' `AutoencoderKL.from_config` read back."""
-        return FIXED | self._block_types() | asdict(self) | {"block_out_channels": list(self.block_out_channels)}
-
-    def _block_types(self) -> dict[str, list[str]]:
-        return {name: [value] * len(self.block_out_channels) for name, value in BLOCK_TYPES.items()}
 
 
 class Posterior(NamedTuple):
-    """q(z|x), a Gaussian with a diagonal covariance: `mean` and `logvar`, each (B, C, h, w)."""
+    """q(z|x), a diagonal Gaussian: `mean` and `logvar`, each (B, C, h, w)."""
 
     mean: Tensor
     logvar: Tensor
 
     def sample(self, noise: Tensor) -> Tensor:
-        """Unit noise (B, C, h, w) -> a draw of the latents (Kingma & Welling 2014, section 2.4)."""
+        """Unit noise (B, C, h, w) -> a sample of the latents (Kingma & Welling 2014, section 2.4)."""
         return self.mean + torch.exp(0.5 * self.logvar) * noise
 
     def kl(self) -> Tensor:
         """KL(q(z|x) || N(0, 1)) in nats, summed over C, h and w: (B,), float32 (Kingma & Welling 2014, appendix B)."""
         mean, logvar = self.mean.float(), self.logvar.float()
-        # expm1: near the unit Gaussian the terms cancel to far below the rounding of exp(logvar)
+        # expm1, because near the unit Gaussian exp(logvar) - 1 - logvar would cancel
         return 0.5 * (mean.square() + (torch.expm1(logvar) - logvar)).sum(dim=(1, 2, 3))
 
 
 class SpatialAttention(nn.Module):
-    """x (B, C, H, W) -> the same shape: every place asks every other, with one head, beside a skip."""
+    """Single-head self-attention over the positions of x (B, C, H, W), with a residual connection."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -118,11 +55,11 @@ class SpatialAttention(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """x (B, C, H, W) -> the same shape, at the smallest size, where far parts of a picture meet in attention."""
+    """Residual block, optional self-attention, residual block, at the lowest resolution: x (B, C, H, W), same shape."""
 
-    def __init__(self, channels: int, groups: int, attends: bool) -> None:
+    def __init__(self, channels: int, groups: int, add_attention: bool) -> None:
         super().__init__()
-        self.attentions = nn.Sequential(*([SpatialAttention(channels, groups)] if attends else []))
+        self.attentions = nn.Sequential(*([SpatialAttention(channels, groups)] if add_attention else []))
         self.resnets = nn.ModuleList(ResnetBlock(channels, channels, groups) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -137,7 +74,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, kernel_size=3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Padded at the right and bottom only, as latent diffusion was trained.
+        # Padded on the right and bottom only, as in the published models.
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
@@ -157,7 +94,7 @@ def _resnets(inputs: int, outputs: int, count: int, groups: int) -> nn.Sequentia
 
 
 class DownBlock(nn.Module):
-    """x (B, C, H, W) -> (B, D, H/2, W/2), or (B, D, H, W) in the last one."""
+    """x (B, C, H, W) -> (B, D, H/2, W/2), or (B, D, H, W) if `last`."""
 
     def __init__(self, inputs: int, outputs: int, config: AutoencoderKLConfig, last: bool) -> None:
         super().__init__()
@@ -169,7 +106,7 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """x (B, C, H, W) -> (B, D, 2H, 2W), or (B, D, H, W) in the last one."""
+    """x (B, C, H, W) -> (B, D, 2H, 2W), or (B, D, H, W) if `last`."""
 
     def __init__(self, inputs: int, outputs: int, config: AutoencoderKLConfig, last: bool) -> None:
         super().__init__()
@@ -180,8 +117,8 @@ class UpBlock(nn.Module):
         return self.upsamplers(self.resnets(x))
 
 
-def _steps(widths: Sequence[int]) -> list[tuple[int, int, bool]]:
-    """The (inputs, outputs, last) of a block per width; the first keeps its width."""
+def _levels(widths: Sequence[int]) -> list[tuple[int, int, bool]]:
+    """(inputs, outputs, last) of the block of each level; the first keeps its width."""
     pairs = enumerate(pairwise([widths[0], *widths]), start=1)
     return [(inputs, outputs, i == len(widths)) for i, (inputs, outputs) in pairs]
 
@@ -193,7 +130,7 @@ class Encoder(nn.Module):
         super().__init__()
         widths, groups = config.block_out_channels, config.norm_num_groups
         self.conv_in = conv3(config.in_channels, widths[0])
-        self.down_blocks = nn.Sequential(*(DownBlock(i, o, config, last) for i, o, last in _steps(widths)))
+        self.down_blocks = nn.Sequential(*(DownBlock(i, o, config, last) for i, o, last in _levels(widths)))
         self.mid_block = MidBlock(widths[-1], groups, config.mid_block_add_attention)
         self.conv_norm_out = norm(widths[-1], groups)
         self.conv_out = conv3(widths[-1], 2 * config.latent_channels)
@@ -211,7 +148,7 @@ class Decoder(nn.Module):
         widths, groups = config.block_out_channels[::-1], config.norm_num_groups
         self.conv_in = conv3(config.latent_channels, widths[0])
         self.mid_block = MidBlock(widths[0], groups, config.mid_block_add_attention)
-        self.up_blocks = nn.Sequential(*(UpBlock(i, o, config, last) for i, o, last in _steps(widths)))
+        self.up_blocks = nn.Sequential(*(UpBlock(i, o, config, last) for i, o, last in _levels(widths)))
         self.conv_norm_out = norm(widths[-1], groups)
         self.conv_out = conv3(widths[-1], config.out_channels)
 
@@ -223,8 +160,8 @@ class Decoder(nn.Module):
 class AutoencoderKL(nn.Module):
     """Pictures (B, C, H, W), in [-1, 1] in the published models, to latents (B, c, H/factor, W/factor) and back.
 
-    What `encode` gives and `decode` takes is the autoencoder's own scale; a denoiser works on `to_latents` of it,
-    which has about unit variance (Rombach et al. 2022, section 4.3.2).
+    `encode` and `decode` use the autoencoder's own scale; `to_latents` converts to the denoiser's, of about unit
+    variance (Rombach et al. 2022, section 4.3.2).
     """
 
     def __init__(self, config: AutoencoderKLConfig) -> None:
@@ -238,11 +175,11 @@ class AutoencoderKL(nn.Module):
 
     @property
     def factor(self) -> int:
-        """Pixels on the side of one latent."""
+        """Downsampling factor, in pixels per latent along a side."""
         return 2 ** (len(self.config.block_out_channels) - 1)
 
     def encode(self, x: Tensor) -> Posterior:
-        """Pictures (B, in_channels, H, W) -> the posterior of their latents, each part (B, latent_channels, h, w)."""
+        """Pictures (B, in_channels, H, W) -> the posterior of their latents (B, latent_channels, h, w)."""
         self._check("pictures", x, self.config.in_channels)
         (height, width), factor = x.shape[2:], self.factor
         if height % factor or width % factor:
@@ -257,11 +194,11 @@ class AutoencoderKL(nn.Module):
         return self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
 
     def to_latents(self, z: Tensor) -> Tensor:
-        """From the autoencoder's scale to the denoiser's."""
+        """Latents in the autoencoder's scale -> in the denoiser's: (z - shift_factor) * scaling_factor."""
         return (z - (self.config.shift_factor or 0.0)) * self.config.scaling_factor
 
     def from_latents(self, z: Tensor) -> Tensor:
-        """From the denoiser's scale to the autoencoder's."""
+        """The inverse of `to_latents`."""
         return z / self.config.scaling_factor + (self.config.shift_factor or 0.0)
 
     @staticmethod

@@ -1,7 +1,7 @@
-"""Keyed noise: a draw depends on (seed, stream, step, channel, y, x) alone, not on what was drawn before.
+"""Counter-based noise: a draw depends on (seed, stream, step, channel, y, x) alone, not on previous draws.
 
-So picture k of a batch is the picture painted alone with its own seed, every device sees the same noise, and a wider
-canvas keeps the noise of the shared area.
+So picture k of a batch equals the picture sampled alone with its own seed, every device gets the same noise, and a
+wider canvas keeps the noise of the shared area.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ MASK = np.uint64(0xFFFFFFFF)
 MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 WEYL = (0x9E3779B9, 0xBB67AE85)
 
-# Streams keep the uses of one seed apart.
+# Independent streams of one seed: the initial x, and the noise of stochastic samplers.
 START, ANCESTRAL = 0, 1
 
 
@@ -41,7 +41,7 @@ def philox(counter: Sequence[Any], seed: int) -> tuple[np.ndarray, ...]:
 
 
 def check_seed(seed: int) -> int:
-    """The seed, if it is one."""
+    """Return the seed. Raises LimnerError unless it is an integer in [0, 2^64)."""
     if not isinstance(seed, int) or not 0 <= seed < 2**64:
         raise LimnerError(f"seed {seed} must be a whole number from 0 to 2^64 - 1")
     return seed
@@ -58,8 +58,8 @@ def normal(seed: int, shape: tuple[int, int, int], stream: int = START, step: in
     return (radius * np.cos(2 * np.pi / 2**32 * w1.astype(np.float64))).astype(np.float32)
 
 
-class Keyed:
-    """Noise for a batch of pictures, one seed each; call with a step for fresh noise, `start()` for the first x."""
+class KeyedNoise:
+    """Philox noise for a batch of pictures, one seed each (`rng="keyed"`)."""
 
     def __init__(self, seeds: Sequence[int], shape: tuple[int, int, int], device: torch.device | str = "cpu") -> None:
         self.seeds, self.shape, self.device = [check_seed(seed) for seed in seeds], shape, device
@@ -77,14 +77,14 @@ class Keyed:
         return self._draw(ANCESTRAL, step)
 
 
-class TorchDraws:
-    """diffusers' noise: one CPU generator for the whole batch, drawn from in order (`rng="torch"`)."""
+class TorchNoise:
+    """Noise as diffusers draws it: one CPU generator for the batch, consumed in order (`rng="torch"`)."""
 
     def __init__(self, seed: int, shape: tuple[int, int, int, int], device: torch.device | str = "cpu") -> None:
         self.generator, self.shape, self.device = torch.Generator().manual_seed(check_seed(seed)), shape, device
 
     def start(self) -> Tensor:
-        """Unit noise (B, C, H, W), float32: the generator's first draw."""
+        """Unit noise (B, C, H, W), float32: the generator's next draw."""
         return torch.randn(self.shape, generator=self.generator).to(self.device)
 
     def __call__(self, step: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Grids: lists of N+1 levels from noise to data, by small pure functions. A sampler never computes a time."""
+"""Grids: the N+1 noise levels at which a sampler evaluates, from noise to data."""
 
 import math
 from collections.abc import Iterable
@@ -18,10 +18,10 @@ Grid = list[Level]
 def spaced(
     steps: int, spacing: str, *, length: int = 1000, offset: int = 0, endpoint: bool = True, integer: bool = True
 ) -> list[float]:
-    """N times from noise to data out of a table of `length` (Lin et al. 2024, table 2).
+    """N timesteps, descending, of a table with `length` entries (Lin et al. 2024, table 2).
 
-    `endpoint` False means N+1 points less the last, as DPM-Solver++ and UniPC count for "linspace" and "leading".
-    `integer` rounds "linspace" to the table.
+    `endpoint` False takes N+1 points and drops the last, as DPM-Solver++ and UniPC do for "linspace" and "leading".
+    `integer` rounds "linspace" to whole timesteps.
     """
     points = steps if endpoint else steps + 1
     if not 1 <= steps <= length:
@@ -55,12 +55,12 @@ def exponential(steps: int, low: float, high: float) -> list[float]:
 
 
 def shifted(steps: int, shift: float = 1.0, low: float = 1 / 1000, high: float = 1.0) -> list[float]:
-    """N flow sigmas evenly spaced from high to low, then shifted towards noise."""
-    return [towards_noise(s, shift) for s in np.linspace(high, low, steps).tolist()]
+    """N flow sigmas evenly spaced from high to low, then shifted (Esser et al. 2024, equation 23)."""
+    return [shift_sigma(s, shift) for s in np.linspace(high, low, steps).tolist()]
 
 
-def towards_noise(sigma: Any, shift: float) -> Any:
-    """A flow sigma, or an array of them, shifted (Esser et al. 2024, equation 23)."""
+def shift_sigma(sigma: Any, shift: float) -> Any:
+    """Timestep shift of a flow sigma, or of an array of them (Esser et al. 2024, equation 23)."""
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
@@ -72,13 +72,13 @@ def at_times(path: Path, times: Iterable[float], final: Level = CLEAN) -> Grid:
 def at_ratios(path: Path, ratios: Iterable[float], final: Level = CLEAN, rounding: Rounding = None) -> Grid:
     """The levels with these noise ratios sigma/alpha, and `final`.
 
-    Rounding changes only the t that the network is told; alpha and sigma stay exact.
+    Rounding changes only the timestep given to the network; alpha and sigma stay exact.
     """
     return [*(round_timestep(path.level_at(rho), rounding) for rho in ratios), final]
 
 
 def round_timestep(level: Level, rounding: Rounding) -> Level:
-    """The level with a whole t, as solvers that index a table of times tell the network."""
+    """The level with an integer timestep, as schedulers that index a table of timesteps use."""
     if rounding is None:
         return level
     return level._replace(t=float(np.round(level.t) if rounding == "nearest" else math.floor(level.t)))

@@ -1,4 +1,4 @@
-"""Level: one place on the way from data to noise."""
+"""Level: one noise level of the forward process."""
 
 import math
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from typing import NamedTuple
 class Level(NamedTuple):
     """`x = alpha * x0 + sigma * eps`.
 
-    `t` in [0, 1000] is only what the network is told; alpha and sigma are what the mathematics uses.
+    `t` in [0, 1000] is the timestep given to the network; all sampling equations use alpha and sigma.
     """
 
     t: float

@@ -1,4 +1,4 @@
-"""Paths: from a time to its level and back. Time t in [0, 1000] is what the networks are told."""
+"""Probability paths: from a timestep t in [0, 1000] to its noise level and back."""
 
 import math
 from collections.abc import Callable
@@ -13,9 +13,9 @@ from limner.noise.level import Level
 
 
 class Path(Protocol):
-    """A way from data to noise.
+    """A probability path from data to noise.
 
-    `kappa` chooses the coordinates in which slopes are averaged (Heun): 0 for `x/alpha` against rho, whose slope is
+    `kappa` selects the coordinates in which Heun averages slopes: 0 for `x/alpha` against rho, whose slope is
     eps; 1 for `x/(alpha+sigma)` against sigma/(alpha+sigma), whose slope is eps - x0.
     """
 
@@ -26,7 +26,7 @@ class Path(Protocol):
         ...
 
     def level_at(self, rho: float) -> Level:
-        """The level whose sigma/alpha is rho (`inf` for pure noise where the path has it)."""
+        """The level whose sigma/alpha is rho (`inf` for pure noise, if the path reaches it)."""
         ...
 
     def times(self, u: Tensor) -> Tensor:
@@ -43,15 +43,15 @@ class Path(Protocol):
 
 
 class Discrete:
-    """T noise levels from a table of betas: `alpha^2 = cumprod(1 - beta)` (Ho et al. 2020, equation 4).
+    """T variance-preserving noise levels from betas: `alpha^2 = cumprod(1 - beta)` (Ho et al. 2020, equation 4).
 
-    The table is accumulated in float32, as the published models were trained with it; all that follows is float64.
+    The cumulative product is float32, as the published models were trained with it; the rest is float64.
     """
 
     kappa = 0
 
     def __init__(self, betas: Tensor) -> None:
-        """betas (T,) in (0, 1]."""
+        """betas (T,) in (0, 1]; raises LimnerError for others."""
         if betas.ndim != 1 or not bool(((betas > 0) & (betas <= 1)).all()):
             raise LimnerError("betas must be a list of numbers in (0, 1]")
         self.betas = betas.float()
@@ -61,11 +61,11 @@ class Discrete:
         self.alphas_bar = alphas_bar
         exact = alphas_bar.double().numpy()
         self.alpha, self.sigma = np.sqrt(exact), np.sqrt(1.0 - exact)
-        # float32 here too: the published schedulers find fractional times in this table, to the last digit.
+        # float32: diffusers interpolates fractional timesteps in a float32 table.
         self.rho = (((1 - alphas_bar) / alphas_bar) ** 0.5).numpy()
 
     def clamp_terminal_snr(self) -> None:
-        """Keep the last level just short of pure noise: alpha-bar 2^-24, where diffusers' sigma solvers hold it."""
+        """Set the last alpha-bar to 2^-24, as diffusers' sigma-based solvers do for a zero terminal SNR."""
         self._tabulate(torch.cat([self.alphas_bar[:-1], torch.tensor([2.0**-24])]))
 
     @property
@@ -81,18 +81,18 @@ class Discrete:
         return from_rho(float(t), self.rho_at(t))
 
     def rho_at(self, t: float) -> float:
-        """sigma/alpha at time t, between whole times interpolated as k-diffusion and diffusers do."""
+        """sigma/alpha at time t, linearly interpolated in sigma/alpha as k-diffusion and diffusers do."""
         return float(np.interp(t, np.arange(self.steps), self.rho))
 
     def level_at(self, rho: float) -> Level:
-        """The level at rho; its t is interpolated in log rho."""
+        """The level at rho, its t interpolated linearly in log rho (k-diffusion's `sigma_to_t`)."""
         if math.isinf(rho) and math.isinf(self.rho[-1]):
             return self.level(self.steps - 1)
         log_rho = np.log(self.rho[np.isfinite(self.rho)])
-        wanted = math.log(max(rho, 1e-10))
-        i = int(np.searchsorted(log_rho, wanted, side="right").clip(1, len(log_rho) - 1))
+        log_target = math.log(max(rho, 1e-10))
+        i = int(np.searchsorted(log_rho, log_target, side="right").clip(1, len(log_rho) - 1))
         low, high = log_rho[i - 1], log_rho[i]
-        t = i - 1 + min(max((wanted - float(low)) / float(high - low), 0.0), 1.0)
+        t = i - 1 + min(max((log_target - float(low)) / float(high - low), 0.0), 1.0)
         return from_rho(t, rho)
 
     def times(self, u: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class Discrete:
 
 
 class Flow:
-    """The straight path `alpha = 1 - t/1000, sigma = t/1000` (Lipman et al. 2023; Liu et al. 2023)."""
+    """The linear (rectified-flow) path `alpha = 1 - t/1000, sigma = t/1000` (Lipman et al. 2023; Liu et al. 2023)."""
 
     kappa = 1
 
@@ -134,7 +134,7 @@ class Flow:
 
 
 def from_rho(t: float, rho: float) -> Level:
-    """The variance-preserving level (alpha^2 + sigma^2 = 1) with ratio rho, told as t."""
+    """The variance-preserving level (alpha^2 + sigma^2 = 1) with noise ratio rho and timestep t."""
     if math.isinf(rho):
         return Level(t, 0.0, 1.0)
     alpha = 1.0 / math.sqrt(1.0 + rho * rho)
@@ -152,7 +152,7 @@ def scaled_linear(steps: int = 1000, start: float = 0.00085, end: float = 0.012)
 
 
 def cosine(steps: int = 1000, max_beta: float = 0.999) -> Discrete:
-    """alpha-bar a squared cosine (Nichol & Dhariwal 2021, equation 17)."""
+    """alpha-bar follows a squared cosine (Nichol & Dhariwal 2021, equation 17)."""
 
     def alpha_bar(t: float) -> float:
         return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -162,7 +162,7 @@ def cosine(steps: int = 1000, max_beta: float = 0.999) -> Discrete:
 
 
 def zero_terminal_snr(path: Discrete) -> Discrete:
-    """The same path, its last level shifted to alpha = 0 and its first kept (Lin et al. 2024, algorithm 1)."""
+    """Betas rescaled to a zero terminal SNR, the first level unchanged (Lin et al. 2024, algorithm 1)."""
     alpha = torch.cumprod(1.0 - path.betas, dim=0).sqrt()
     alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
     bar = alpha**2
@@ -178,7 +178,7 @@ PATHS: dict[str, Callable[[], Path]] = {
 
 
 def path(name: str) -> Path:
-    """The path called `name` with the values of its paper, e.g. `path("cosine")`."""
+    """The path called `name`, with its default parameters."""
     if name not in PATHS:
         raise unknown("path", name, PATHS)
     return PATHS[name]()

@@ -1,4 +1,4 @@
-"""What the network's output F means: one affine pair `x0 = a*x + b*F`, and the target that training regresses."""
+"""Prediction types: the network's output F as an affine pair `x0 = a*x + b*F`, and its training target."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ class Prediction(NamedTuple):
     """Two functions of (alpha, sigma), floats or tensors alike.
 
     `pair` gives (a, b) with `x0 = a*x + b*F`; `target` gives (f0, f1) with `F = f0*x0 + f1*eps`: the same pair solved
-    for F, written so that nothing is divided by a sigma or an alpha of zero.
+    for F, without a division by alpha or sigma.
     """
 
     pair: Pair
@@ -45,7 +45,7 @@ def prediction(name: str) -> Prediction:
 
 
 def pair(name: str, alpha: float, sigma: float) -> tuple[float, float]:
-    """(a, b) with `x0 = a*x + b*F`. Raises where the pair does not exist: eps says nothing of x0 at alpha = 0."""
+    """(a, b) with `x0 = a*x + b*F`. Raises LimnerError for eps at alpha = 0, where eps does not determine x0."""
     if name == "eps" and math.isclose(alpha, 0.0, abs_tol=1e-12):
         raise LimnerError(
             "a network that predicts eps cannot start from pure noise (alpha = 0): use a path whose end keeps some "

@@ -1,1 +1,1 @@
-"""From words to vectors: tokenizers and text encoders."""
+"""Tokenizers, text encoders and the conditioning of networks."""

@@ -1,4 +1,4 @@
-"""CLIP's text encoder (Radford et al. 2021, section 2.4), with the state-dict names of transformers' saved files."""
+"""CLIP's text encoder (Radford et al. 2021, section 2.4), with the state-dict names of transformers."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, 
 
 @dataclass(frozen=True)
 class CLIPTextConfig:
-    """The numbers of a text encoder, under transformers' names; the defaults are ViT-B/32's.
+    """Hyperparameters of a text encoder, with transformers' names and the values of ViT-B/32 as defaults.
 
-    `projection_dim` is None where the model has no projection of its pooled output.
+    `projection_dim` is None for a model without a projection of its pooled output.
     """
 
     vocab_size: int = 49408
@@ -58,10 +58,9 @@ class CLIPTextConfig:
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> CLIPTextConfig:
-        """From a published config.json, whose other keys are not about the network's shape.
+        """From transformers' config.json; other entries are ignored.
 
-        A published config has a projection_dim (or means 512) whether or not the model has the projection: only
-        CLIPTextModelWithProjection has.
+        Every such config has a projection_dim (default 512), but only a CLIPTextModelWithProjection has the projection.
         """
         known = {field.name: config[field.name] for field in fields(cls) if field.name in config}
         names = config.get("architectures") or []
@@ -70,15 +69,15 @@ class CLIPTextConfig:
         return from_entries(cls, known, "a CLIP text encoder")
 
     def to_dict(self) -> dict[str, Any]:
-        """A config.json that `from_dict` and transformers read back."""
+        """The content of a config.json, for `from_dict` and transformers."""
         numbers = {name: value for name, value in asdict(self).items() if value is not None}
         name = "CLIPTextModel" if self.projection_dim is None else "CLIPTextModelWithProjection"
         return {"architectures": [name], "model_type": "clip_text_model", **numbers}
 
 
 class TextOutput(NamedTuple):
-    """`hidden` (B, L, C); `pooled` (B, C), or (B, projection_dim) where there is a projection; `states`, all N + 1
-    hidden states (B, L, C), the embedding first, before the final norm."""
+    """`hidden` (B, L, C), the selected state; `pooled` (B, C), or (B, projection_dim) with a projection; `states`, all
+    N + 1 hidden states (B, L, C) from the embeddings to the last layer, without the final norm."""
 
     hidden: Tensor
     pooled: Tensor
@@ -86,7 +85,7 @@ class TextOutput(NamedTuple):
 
 
 def _linear(inputs: int, outputs: int, std: float) -> nn.Linear:
-    """A layer that starts as CLIP's do (`initialize_parameters` of openai/CLIP's model.py): normal, no bias yet."""
+    """A linear layer initialised as in CLIP (`initialize_parameters` in openai/CLIP's model.py), with zero bias."""
     linear = nn.Linear(inputs, outputs)
     nn.init.normal_(linear.weight, std=std)
     nn.init.zeros_(linear.bias)
@@ -94,7 +93,7 @@ def _linear(inputs: int, outputs: int, std: float) -> nn.Linear:
 
 
 def _residual_std(config: CLIPTextConfig) -> float:
-    """What 2 * depth branches add to the residual stream together stays of order one."""
+    """Keeps the sum of all 2 * depth residual branches of order one."""
     return (config.hidden_size * 2 * config.num_hidden_layers) ** -0.5
 
 
@@ -103,8 +102,8 @@ class CLIPTextEmbeddings(nn.Module):
         super().__init__()
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        # As loud as all the branches together, not CLIP's 0.02: what attention adds early on is the mean of all words
-        # so far, in which a quiet word would be lost.
+        # Of the scale of all residual branches together, not CLIP's 0.02: early in training attention adds the mean of
+        # all tokens so far, which would swamp smaller embeddings.
         nn.init.normal_(self.token_embedding.weight, std=1.0)
         nn.init.normal_(self.position_embedding.weight, std=0.3)
 
@@ -180,10 +179,7 @@ class CLIPTextTransformer(nn.Module):
 
 
 class CLIPTextModel(nn.Module):
-    """The causal transformer that reads a prompt; padding after the end token changes nothing before it.
-
-    The weights start as CLIP's did, ready to be trained from nothing.
-    """
+    """CLIP's text transformer. It is causal: padding after the end token has no effect on earlier states."""
 
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
@@ -194,11 +190,11 @@ class CLIPTextModel(nn.Module):
             nn.init.normal_(self.text_projection.weight, std=config.hidden_size**-0.5)
 
     def forward(self, ids: Tensor, layer: int = -1, norm: bool = True) -> TextOutput:
-        """Encode ids (B, L), L up to max_position_embeddings; every row must hold an end token.
+        """Encode ids (B, L), L up to max_position_embeddings; every row must contain an end token.
 
-        `hidden` is the state `layer` (an index into `states`), normed or not: Stable Diffusion 1 takes (-1, True),
-        a "clip skip" of n (-1-n, True), Stable Diffusion XL (-2, False). `pooled` is always the last state, normed,
-        at the first end token. Raises LimnerError for a layer that does not exist or a text too long.
+        `hidden` is `states[layer]`, with the final norm if `norm`: Stable Diffusion 1 uses (-1, True), with "clip skip"
+        n (-1-n, True), Stable Diffusion XL (-2, False). `pooled` is the last state at the first end token, with the
+        final norm. Raises LimnerError for a layer that does not exist and for a text that is too long.
         """
         count = self.config.num_hidden_layers + 1
         if not -count <= layer < count:
@@ -213,9 +209,9 @@ class CLIPTextModel(nn.Module):
         return TextOutput(hidden if norm else states[layer], pooled, states)
 
     def _first_end(self, ids: Tensor) -> Tensor:
-        """Place of the first end token in each row: (B,).
+        """Index of the first end token in each row: (B,).
 
-        Configs of before July 2023 say eos_token_id 2, which is wrong; there it is the highest id that ends a text.
+        Configs from before July 2023 have a wrong eos_token_id of 2; with those it is the highest id.
         """
         is_end = ids if self.config.eos_token_id == 2 else (ids == self.config.eos_token_id).int()
         return is_end.argmax(dim=-1)

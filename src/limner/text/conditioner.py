@@ -1,7 +1,7 @@
-"""From prompts to the condition of a network: words, classes, or nothing.
+"""Conditioners: prompts -> the condition of a network, which is text, class labels or nothing.
 
-`encode` is one prompt at a time and can be cached; `combine` makes of the encoded prompts one condition, row by row.
-Both are differentiable.
+`encode` is independent per prompt, so its result can be cached; `combine` joins encoded prompts to one condition, a row
+each. Both are differentiable.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,17 +15,17 @@ from torch.nn.utils.rnn import pad_sequence
 from limner.errors import LimnerError, unknown
 from limner.files import check_range, check_types, from_entries
 from limner.nets.network import Condition
-from limner.text.encoder import MULTIPLE, TextEncoder, TextStates
+from limner.text.encoder import PAD_TO_MULTIPLE, TextEncoder, TextStates
 from limner.text.tokenizer import Tokenizer
 
 Combine = Callable[[Sequence[Sequence[TextStates]]], Condition]
 
 
 class Ask(NamedTuple):
-    """What a request says beside its prompts."""
+    """The options of a request that conditioning depends on."""
 
     truncate: bool = False
-    """Cut prompts that are too long."""
+    """Truncate prompts that are too long."""
 
 
 ASK = Ask()
@@ -35,17 +35,17 @@ class Conditioner(nn.Module):
     """Prompts -> condition. None and "" are the null prompt of classifier-free guidance."""
 
     acts: bool = True
-    """Whether another prompt gives another picture."""
+    """Whether the condition depends on the prompt."""
     names: tuple[str, ...] = ()
-    """The prompts that are understood, where they are classes."""
+    """The class names, if prompts are classes."""
     width: int = 0
-    """C of the text's states; 0 without text."""
+    """C of the text encoder's states; 0 without text."""
     null: "NullText | None"
-    """What stands for the null prompt where it is learned."""
+    """A learned null embedding, if there is one."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.null = None  # of the instance: an attribute of the class would hide a module of this name
+        self.null = None  # not a class attribute, which would shadow a submodule of this name
 
     def parts(self) -> dict[str, nn.Module]:
         """The modules with weights, by their folders."""
@@ -56,15 +56,15 @@ class Conditioner(nn.Module):
         return {}
 
     def with_parts(self, parts: Mapping[str, Any]) -> "Conditioner":
-        """The same conditioner with these modules in place of those of the same folders."""
+        """A copy of the conditioner with the modules of these folders replaced."""
         return self
 
     def encode(self, prompts: Sequence[str | None], ask: Ask = ASK) -> list[Any]:
-        """The prompts, each encoded by itself."""
+        """Encode each prompt independently."""
         raise NotImplementedError
 
     def combine(self, encoded: Sequence[Any], ask: Ask = ASK) -> Condition:
-        """The condition of these prompts, one a row."""
+        """Join encoded prompts to one condition, a row each."""
         raise NotImplementedError
 
     def forward(self, prompts: Sequence[str | None], ask: Ask = ASK) -> Condition:
@@ -72,7 +72,7 @@ class Conditioner(nn.Module):
 
 
 class Nothing(Conditioner):
-    """No condition: prompts must be empty."""
+    """Unconditional: prompts must be empty."""
 
     acts = False
 
@@ -86,28 +86,28 @@ class Nothing(Conditioner):
 
 
 class Classes(Conditioner):
-    """A class by its name -> {"labels": (B,)}; the null class comes after the last."""
+    """Class names -> {"labels": (B,)}; the null class has the label len(names)."""
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__()
         self.names = tuple(names)
-        self.numbers = {name: number for number, name in enumerate(names)}
-        self.position = nn.Buffer(torch.empty(0), persistent=False)  # is where the condition is wanted
+        self.labels = {name: label for label, name in enumerate(names)}
+        self.device_marker = nn.Buffer(torch.empty(0), persistent=False)  # labels are created on its device
 
     def encode(self, prompts: Sequence[str | None], ask: Ask = ASK) -> list[int]:
-        """Raises LimnerError for a name that is no class."""
-        wrong = next((prompt for prompt in prompts if prompt and prompt not in self.numbers), None)
+        """The label of each prompt. Raises LimnerError for an unknown class."""
+        wrong = next((prompt for prompt in prompts if prompt and prompt not in self.labels), None)
         if wrong is not None:
             raise unknown("class", wrong, self.names)
-        return [self.numbers[prompt] if prompt else len(self.names) for prompt in prompts]
+        return [self.labels[prompt] if prompt else len(self.names) for prompt in prompts]
 
     def combine(self, encoded: Sequence[int], ask: Ask = ASK) -> Condition:
-        return {"labels": torch.tensor(encoded, device=self.position.device)}
+        return {"labels": torch.tensor(encoded, device=self.device_marker.device)}
 
 
 @dataclass(frozen=True)
 class NullTextConfig:
-    """C, the width of the text encoder's states."""
+    """`width` is C of the text encoder's states."""
 
     width: int
 
@@ -126,7 +126,7 @@ class NullTextConfig:
 
 
 class NullText(nn.Module):
-    """A learned state (1, C) in place of the null prompt's."""
+    """A learned null embedding (1, C), used as the text states of the null prompt."""
 
     def __init__(self, config: NullTextConfig) -> None:
         super().__init__()
@@ -135,9 +135,9 @@ class NullText(nn.Module):
 
 
 class Text(Conditioner):
-    """Words by one text encoder or several; `combine` is the family's way to join their states.
+    """Text, by one or more encoders; `combine` is the family's function that joins their states.
 
-    A learned `null` stands for the null prompt where there is one (and one encoder).
+    `null` replaces the states of the null prompt; it needs a single encoder.
     """
 
     def __init__(self, encoders: Sequence[TextEncoder], combine: Combine, null: NullText | None = None) -> None:
@@ -161,7 +161,7 @@ class Text(Conditioner):
         return Text(encoders, self.join, parts.get("null_text", self.null))
 
     def encode(self, prompts: Sequence[str | None], ask: Ask = ASK) -> list[tuple[TextStates, ...]]:
-        """The states of each prompt by each encoder; every distinct prompt is encoded once."""
+        """The states of each prompt from each encoder; duplicate prompts are encoded once."""
         texts = [prompt or "" for prompt in prompts]
         distinct = list(dict.fromkeys(texts if self.null is None else filter(None, texts)))
         states: dict[str, tuple[TextStates, ...]] = {}
@@ -180,11 +180,11 @@ def masked_text(encoded: Sequence[Sequence[TextStates]]) -> Condition:
     """The first encoder's states, padded to the longest: {"text": (B, L, C), "mask": (B, L)}, True at real tokens."""
     rows = [states[0].tokens for states in encoded]
     text = pad_sequence(rows, batch_first=True)
-    text = nn.functional.pad(text, (0, 0, 0, -text.shape[1] % MULTIPLE))
+    text = nn.functional.pad(text, (0, 0, 0, -text.shape[1] % PAD_TO_MULTIPLE))
     lengths = torch.tensor([len(row) for row in rows], device=text.device)
     return {"text": text, "mask": torch.arange(text.shape[1], device=text.device) < lengths[:, None]}
 
 
 def no_text(encoded: Sequence[Sequence[TextStates]]) -> Condition:
-    """The condition of a family without text."""
+    """The `combine` of a family without text encoders."""
     return {}

@@ -1,4 +1,4 @@
-"""A text encoder as denoisers use it: a tokenizer, a transformer, and which of its states they attend to."""
+"""Text encoders: a tokenizer, a transformer, and the choice of its hidden state."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,14 +9,14 @@ from limner.errors import LimnerError
 from limner.text.clip import CLIPTextModel
 from limner.text.tokenizer import Tokenizer
 
-MULTIPLE = 8  # lengths are rounded up to it, so that few different ones are compiled for
+PAD_TO_MULTIPLE = 8  # padded lengths are multiples of it, which limits the shapes to compile for
 
 
 class Reads(NamedTuple):
-    """What a family of models takes from one of its text encoders."""
+    """Which hidden state of which text encoder a model family uses."""
 
     suffix: str = ""
-    """Of its folders, text_encoder and tokenizer: "" or "_2"."""
+    """Suffix of its folders text_encoder and tokenizer: "" or "_2"."""
     layer: int = -1
     """Index of the hidden state."""
     norm: bool = True
@@ -27,14 +27,14 @@ LAST_STATE = Reads()
 
 
 class TextStates(NamedTuple):
-    """One prompt encoded: `tokens` (L, C), start and end included, no padding; `pooled` (D,) or None."""
+    """An encoded prompt: `tokens` (L, C), with start and end but no padding; `pooled` (D,) or None."""
 
     tokens: Tensor
     pooled: Tensor | None = None
 
 
 class TextEncoder(nn.Module):
-    """Prompts -> hidden states of the transformer. Raises LimnerError for a tokenizer of another vocabulary."""
+    """Prompts -> hidden states. Raises LimnerError for a tokenizer and transformer that are incompatible."""
 
     def __init__(self, tokenizer: Tokenizer, transformer: CLIPTextModel, reads: Reads = LAST_STATE) -> None:
         super().__init__()
@@ -57,13 +57,13 @@ class TextEncoder(nn.Module):
         return self.transformer.config.hidden_size
 
     def encode(self, prompts: Sequence[str], truncate: bool = False) -> list[TextStates]:
-        """The states of each prompt, padded to the longest while they are computed.
+        """The states of each prompt, computed in one batch.
 
-        Raises LimnerError for a prompt over the tokenizer's budget, unless `truncate` cuts it.
+        Raises LimnerError for a prompt over the context length, unless `truncate`.
         """
         ids, mask = self.tokenizer.encode(list(prompts), truncate=truncate)
         lengths = mask.sum(dim=1).tolist()
-        longest = -(-max(lengths) // MULTIPLE) * MULTIPLE
+        longest = -(-max(lengths) // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
         device = next(self.transformer.parameters()).device
         output = self.transformer(ids[:, :longest].to(device), self.reads.layer, self.reads.norm)
         return [

@@ -1,7 +1,7 @@
-"""Checkpoints: a folder that `generate --model` opens, with what a resumed run needs beside it.
+"""Checkpoints: model folders that `generate --model` opens, with the training state in `training/`.
 
 The averaged (EMA) weights are the model; `training/` holds the raw weights, the optimiser's moments and the step.
-Times, noise, batches and captions are keyed by (seed, step), so there is no random state to keep.
+Times, noise, batches and captions are keyed by (seed, step), so that no random state is stored.
 """
 
 import json
@@ -36,7 +36,7 @@ def save(
     try:
         result.save(draft)
         rest = {name: part for name, part in average.items() if not (draft / name).is_dir()}
-        if rest:  # what is trained and no part of the result
+        if rest:  # averages of modules that the result does not contain
             write_tensors(draft / AVERAGE, nn.ModuleDict(rest).state_dict())
         write_tensors(draft / "training/weights.safetensors", trained.state_dict())
         write_tensors(draft / "training/optimizer.safetensors", optimizer_tensors(optimizer, trained))
@@ -57,19 +57,19 @@ def prune(run: Path, keep: int) -> None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, trained: nn.Module) -> dict[str, Tensor]:
-    """The optimiser's state as "<parameter>/<what>", e.g. "denoiser.patch_in.weight/exp_avg"."""
+    """The optimiser's state as "<parameter>/<moment>", e.g. "denoiser.patch_in.weight/exp_avg"."""
     names = {id(p): name for name, p in trained.named_parameters()}
     return {
-        f"{names[id(p)]}/{what}": value.clone() if value.ndim == 0 else value
+        f"{names[id(p)]}/{moment}": value.clone() if value.ndim == 0 else value
         for p, state in optimizer.state.items()
-        for what, value in state.items()
+        for moment, value in state.items()
     }
 
 
 def find(run: Path, resume: str | None) -> Path | None:
-    """The checkpoint to resume: "latest" in the run's folder, the folder named, or None to start anew.
+    """The checkpoint to resume: the newest of the run for "latest", the folder `resume`, or None to start afresh.
 
-    Raises LimnerError where a new run would mix with one that is there, or an older checkpoint with newer ones.
+    LimnerError where `run` holds checkpoints already, or newer ones than `resume`.
     """
     newest = checkpoints(run)[-1][1] if checkpoints(run) else None
     if resume is None:
@@ -87,48 +87,63 @@ def find(run: Path, resume: str | None) -> Path | None:
 
 
 def changes(folder: Path, recipe: Run) -> str:
-    """What the recipe has other than the one the checkpoint was trained by, in words; empty where nothing."""
-    before = read_json(folder / "training/state.json")["recipe"]
-    now = json.loads(json.dumps(asdict(recipe)))
-    changed = [f"{name} {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]
+    """The fields in which the recipe differs from the checkpoint's, as text; empty where none."""
+    before = _flat(read_json(folder / "training/state.json")["recipe"])
+    now = _flat(json.loads(json.dumps(asdict(recipe))))
+    changed = [f"{name} {before[name]} -> {now[name]}" for name in now if name in before and before[name] != now[name]]
     return f", changed: {'; '.join(changed)}" if changed else ""
 
 
+def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields by their options' names, such as network.depth; `model` was the name of `network` once."""
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        option = prefix + ("network" if name == "model" and not prefix else name)
+        flat |= _flat(value, f"{option}.") if isinstance(value, dict) else {option: value}
+    return flat
+
+
 def restore(folder: Path, trained: nn.Module, optimizer: torch.optim.Optimizer, average: nn.ModuleDict) -> int:
-    """Put a checkpoint's weights, averages and moments back; returns the step it was written after."""
+    """Load a checkpoint's weights, averages and moments; returns its step."""
     averages = read_tensors(folder / AVERAGE) if (folder / AVERAGE).is_file() else {}
     for part, module in average.items():
         if (folder / part).is_dir():
             tensors = read_tensors(folder / part / PARTS[type(module).__name__].file)
             averages |= {f"{part}.{name}": tensor for name, tensor in tensors.items()}
     weights = read_tensors(folder / "training/weights.safetensors")
-    known = {name.split(".")[0] for name in weights}  # a part that was frozen has its weights in the result alone
+    known = {name.split(".")[0] for name in weights}  # the weights of a frozen part are in the result alone
     weights |= {name: tensor for name, tensor in averages.items() if name.split(".")[0] not in known}
+    weights = {name: tensor for name, tensor in weights.items() if not _is_frozen(name, trained, folder)}
     _assign(trained, weights, folder)
     _assign(average, averages, folder)
     moments = read_tensors(folder / "training/optimizer.safetensors")
     state: dict[Tensor, dict[str, Any]] = {}
     parameters = dict(trained.named_parameters())
-    learning = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    trainable = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for key, tensor in moments.items():
-        name, what = key.rsplit("/", 1)
-        parameter = parameters[name]
-        if id(parameter) not in learning:  # it was trained, and now stays as it is
+        name, moment = key.rsplit("/", 1)
+        parameter = parameters.get(name)
+        if parameter is None or id(parameter) not in trainable:  # frozen since
             continue
-        # AdamW counts steps on the CPU unless it is fused, and takes the count wherever it is then. Moments are laid
-        # out in memory as their parameter is (channels last, perhaps): the fused step walks all of them in one order.
-        moment = tensor.to(parameter.device)
+        # The fused step needs moments in the memory format of their parameter (perhaps channels last).
+        value = tensor.to(parameter.device)
         if tensor.ndim:
-            moment = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
-        state.setdefault(parameter, {})[what] = moment
+            value = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
+        state.setdefault(parameter, {})[moment] = value
     optimizer.state.update(state)
     return int(read_json(folder / "training/state.json")["step"])
 
 
+def _is_frozen(name: str, trained: nn.Module, folder: Path) -> bool:
+    """Whether a weight is of a part that is frozen since, and that the model has loaded from the checkpoint."""
+    part = name.split(".")[0]
+    return part not in dict(trained.named_children()) and (folder / part).is_dir()
+
+
 def _assign(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Copy the tensors into the module; all must fit."""
-    wanted = {name: tuple(t.shape) for name, t in module.state_dict().items()}
-    problems = state_dict_problems(wanted, {name: tuple(t.shape) for name, t in tensors.items()})
+    """Copy the tensors into the module; LimnerError unless names and shapes are equal."""
+    expected = {name: tuple(t.shape) for name, t in module.state_dict().items()}
+    problems = state_dict_problems(expected, {name: tuple(t.shape) for name, t in tensors.items()})
     if problems:
         raise LimnerError(f"{folder} was trained with another recipe:\n  " + "\n  ".join(problems[:8]))
     module.load_state_dict(tensors)

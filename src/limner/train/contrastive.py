@@ -1,8 +1,7 @@
-"""Training a text encoder by contrast: CLIP's own training (Radford et al. 2021, figure 3), small.
+"""Contrastive pre-training of a text encoder (CLIP: Radford et al. 2021, figure 3).
 
-A text encoder that is trained with the denoiser alone gets a noisy gradient for long, since what the words are worth
-shows only once pictures are half painted. Here it first learns which caption belongs to which picture of a batch. The
-small image encoder, which sees the pictures or their latents, only serves this training.
+Trained through the denoiser alone, a text encoder gets a noisy gradient until pictures take shape. The image encoder,
+on pictures or their latents, is discarded afterwards.
 """
 
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from limner.data.batches import Batches
+from limner.data.batches import VALIDATION_STEP, Batches
 from limner.data.collection import Collection
 from limner.nets.layers import conv3
 from limner.text.encoder import TextEncoder
@@ -23,13 +22,12 @@ from limner.train.recipe import ContrastiveRecipe
 from limner.train.setup import latent_shape, make_text_encoder, open_autoencoder
 from limner.weights.parts import save_part
 
-MIN_SIDE = 4  # of the last features, which still know what is where
-MAX_LOGIT_SCALE = 100.0  # of the cosines, as CLIP has it
-HELD_BACK = 2**20  # the step whose batch is measured on: far beyond the end of any run on endless data
+MIN_SIDE = 4  # of the last feature map: without pooling, so that positions are preserved
+MAX_LOGIT_SCALE = 100.0  # as in CLIP
 
 
 class ImageEncoder(nn.Module):
-    """Pictures or latents (B, C, H, W) -> (B, D): convolutions at the full size, then halving down to 4 x 4."""
+    """Pictures or latents (B, C, H, W) -> embeddings (B, D): strided convolutions down to 4x4, then an MLP."""
 
     def __init__(self, channels: int, side: int, dim: int, width: int = 64) -> None:
         super().__init__()
@@ -47,48 +45,48 @@ class ImageEncoder(nn.Module):
         return self.out(F.silu(self.hidden(x.flatten(1))))
 
 
-class Head(nn.Module):
-    """The image encoder, the projection of the text's mean state, and the scale of the cosines."""
+class ContrastiveHead(nn.Module):
+    """The image encoder, the projection of the mean text state (D -> D), and the log of the logit scale."""
 
     def __init__(self, channels: int, side: int, dim: int) -> None:
         super().__init__()
-        self.pictures, self.words = ImageEncoder(channels, side, dim), nn.Linear(dim, dim)
-        self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+        self.image_encoder, self.text_projection = ImageEncoder(channels, side, dim), nn.Linear(dim, dim)
+        self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
 
 
 class ContrastiveLoss(nn.Module):
-    """Each picture against all captions of the batch and each caption against all pictures of it."""
+    """The symmetric cross-entropy of pictures and captions in a batch (InfoNCE, both directions)."""
 
-    def __init__(self, encoder: TextEncoder, head: Head) -> None:
+    def __init__(self, encoder: TextEncoder, head: ContrastiveHead) -> None:
         super().__init__()
         self.encoder, self.head = encoder, head
 
     def forward(self, x: Tensor, captions: list[str], indices: Tensor) -> Tensor:
-        """x (B, C, H, W), their captions and which pictures they are (B,) -> the loss of each picture (B,).
+        """x (B, C, H, W), B captions and the pictures' indices (B,) -> the loss of each pair (B,).
 
-        Two of the same picture or with the same caption are not told apart, and so are not compared.
+        Pairs with the same picture or the same caption are no negatives of each other: their logits are masked.
         """
         logits = self.logits(x, captions, indices)
-        right = torch.arange(len(x), device=x.device)
-        by_picture, by_caption = (F.cross_entropy(each, right, reduction="none") for each in (logits, logits.T))
+        targets = torch.arange(len(x), device=x.device)
+        by_picture, by_caption = (F.cross_entropy(each, targets, reduction="none") for each in (logits, logits.T))
         return (by_picture + by_caption) / 2
 
     def logits(self, x: Tensor, captions: list[str], indices: Tensor) -> Tensor:
-        """Scaled cosines of pictures (rows) and captions (columns), (B, B); -inf where they are not compared."""
+        """Scaled cosine similarities of pictures (rows) and captions (columns), (B, B); -inf where masked."""
         distinct = list(dict.fromkeys(captions))
-        rows = {caption: row for row, caption in enumerate(distinct)}
-        which = torch.tensor([rows[caption] for caption in captions], device=x.device)
+        row_of = {caption: row for row, caption in enumerate(distinct)}
+        rows = torch.tensor([row_of[caption] for caption in captions], device=x.device)
         states = torch.stack([state.tokens.mean(dim=0) for state in self.encoder.encode(distinct)])  # (captions, D)
-        words = F.normalize(self.head.words(states).float(), dim=-1)[which]
-        pictures = F.normalize(self.head.pictures(x).float(), dim=-1)
-        same = (which[:, None] == which) | (indices[:, None] == indices)
+        text = F.normalize(self.head.text_projection(states).float(), dim=-1)[rows]
+        pictures = F.normalize(self.head.image_encoder(x).float(), dim=-1)
+        same = (rows[:, None] == rows) | (indices[:, None] == indices)
         same.fill_diagonal_(False)
-        scale = self.head.log_scale.exp().clamp(max=MAX_LOGIT_SCALE)
-        return (scale * pictures @ words.T).masked_fill(same, float("-inf"))
+        scale = self.head.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+        return (scale * pictures @ text.T).masked_fill(same, float("-inf"))
 
 
 class TrainedTextEncoder:
-    """The text encoder of a run, with its image encoder."""
+    """The averaged text encoder of a run, with the head that it was trained with."""
 
     def __init__(self, loss: ContrastiveLoss) -> None:
         self.loss = loss
@@ -101,18 +99,18 @@ class TrainedTextEncoder:
 
 
 class Contrastive:
-    """The task of a `ContrastiveRecipe`. Of several processes each contrasts its own share of a batch."""
+    """The task of a `ContrastiveRecipe`. Negatives are those of a process's own share of the batch."""
 
     def __init__(self, recipe: ContrastiveRecipe, pictures: Collection, start: Path | None) -> None:
-        """An untrained text encoder, the same for the same seed; `start` is the checkpoint to resume."""
+        """A text encoder with weights initialised by recipe.seed; `start` is the checkpoint to resume."""
         torch.manual_seed(recipe.seed)
         self.recipe, self.autoencoder = recipe, open_autoencoder(recipe.autoencoder)
         side, channels = latent_shape(recipe, self.autoencoder)
         known = Tokenizer.from_pretrained(start / "tokenizer") if start is not None else None
         captions = pictures.all_captions()
         encoder = make_text_encoder(recipe.text, captions, known)
-        encoder.tokenizer.encode(captions)  # a caption over the budget is an error now, not at step 10,000
-        head = Head(channels, side, encoder.width)
+        encoder.tokenizer.encode(captions)  # a caption over the context length is an error now, not at step 10,000
+        head = ContrastiveHead(channels, side, encoder.width)
         self.loss = ContrastiveLoss(encoder, head)
         self.parts = nn.ModuleDict({"text_encoder": encoder.transformer, "head": head})
         self.to_compile: list[nn.Module] = []
@@ -122,7 +120,6 @@ class Contrastive:
         return [{"params": list(self.parts.parameters()), "scale": 1.0}]
 
     def dataset(self, pictures: Collection, device: torch.device, log: Callable[[str], None]) -> Collection:
-        """The pictures, or the latents of the first `recipe.cache` of them."""
         return open_dataset(self.recipe, self.autoencoder, pictures, device, log)
 
     def inputs(self, batch: dict[str, Any], generator: torch.Generator, device: torch.device) -> tuple:
@@ -136,12 +133,12 @@ class Contrastive:
         return TrainedTextEncoder(ContrastiveLoss(text, average["head"]))
 
     def sheet(self, result: TrainedTextEncoder) -> None:
-        """There are no pictures to show."""
+        """No pictures are generated."""
 
     @torch.inference_mode()
     def measure(self, result: TrainedTextEncoder) -> dict[str, float]:
-        """The share of held-back captions that are found for their pictures."""
+        """The top-1 accuracy of retrieving captions by pictures, on a validation batch."""
         recipe, device = self.recipe, next(self.parts.parameters()).device
         batches = Batches(self.pictures, recipe.batch_size, recipe.size, recipe.channels, recipe.seed)
-        logits = result.loss.logits(*self.inputs(batches.batch(HELD_BACK), torch.Generator(), device))
-        return {"found": float((logits.argmax(dim=1).cpu() == torch.arange(len(logits))).float().mean())}
+        logits = result.loss.logits(*self.inputs(batches.batch(VALIDATION_STEP), torch.Generator(), device))
+        return {"accuracy": float((logits.argmax(dim=1).cpu() == torch.arange(len(logits))).float().mean())}

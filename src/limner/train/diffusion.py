@@ -1,4 +1,4 @@
-"""Training a denoiser, and the text encoder with it, over pixels or over the latents of a frozen autoencoder."""
+"""Training a denoiser, with or without its text encoder, on pixels or on the latents of a frozen autoencoder."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +15,7 @@ from limner.nets.vae import AutoencoderKL
 from limner.noise import paths
 from limner.picture import sheet
 from limner.pipeline import Pipeline
-from limner.train.latents import Latents, encode
+from limner.train.latents import Latents, encode, normalize
 from limner.train.loss import Cached, DiffusionLoss
 from limner.train.recipe import Recipe
 from limner.train.setup import make_model
@@ -26,7 +26,7 @@ class Diffusion:
     """The task of a `Recipe`."""
 
     def __init__(self, recipe: Recipe, pictures: Collection, start: Path | None) -> None:
-        """An untrained model, the same for the same seed; `start` is the checkpoint to resume."""
+        """A model with weights initialised by recipe.seed; `start` is the checkpoint to resume."""
         self.recipe, self.model = recipe, make_model(recipe, pictures, start)
         network, conditioner = self.model.network, self.model.conditioner
         self.scales = dict.fromkeys(self.model.parts(), 1.0) | {"text_encoder": recipe.text.scale}
@@ -42,7 +42,7 @@ class Diffusion:
         self.prompts = list(recipe.sample_prompts) or self._prompts(pictures)
 
     def _prompts(self, pictures: Collection) -> list[str]:
-        """Prompts of the data for the sample sheet, up to 16."""
+        """Up to 16 captions or class names of the data, for the sample sheet."""
         if self.recipe.condition == "text":
             captions = pictures.all_captions()
             return captions[:: max(1, len(captions) // 16)][:16]
@@ -53,16 +53,21 @@ class Diffusion:
         return [{"params": list(self.parts[name].parameters()), "scale": scale} for name, scale in scales.items()]
 
     def dataset(self, pictures: Collection, device: torch.device, log: Callable[[str], None]) -> Collection:
-        """The pictures, or the latents of the first `recipe.cache` of them."""
         return open_dataset(self.recipe, self.model.autoencoder, pictures, device, log)
 
     def inputs(self, batch: dict[str, Any], generator: torch.Generator, device: torch.device) -> tuple:
-        """x0, the generator, and the prompts, of which the recipe's share is dropped for guidance."""
+        """x0, the generator and the prompts, "" with probability recipe.dropout (Ho & Salimans 2022)."""
         x0 = to_targets(batch["images"].to(device, non_blocking=True), self.model.autoencoder)
         dropped = torch.rand(len(x0), generator=generator) < self.recipe.dropout
-        names = self.model.conditioner.names
-        prompts = batch["captions"] if batch["labels"] is None or not names else [names[k] for k in batch["labels"]]
+        prompts = self._prompts_of(batch)
         return x0, generator, ["" if drop else prompt for drop, prompt in zip(dropped.tolist(), prompts, strict=True)]
+
+    def _prompts_of(self, batch: dict[str, Any]) -> list[str]:
+        """The caption or class name of each picture, "" for an unconditional model."""
+        conditioner = self.model.conditioner
+        if conditioner.names:
+            return [conditioner.names[label] for label in batch["labels"]]
+        return batch["captions"] if conditioner.acts else [""] * len(batch["captions"])
 
     def build_result(self, average: Any, device: torch.device) -> Pipeline:
         conditioner = self.model.conditioner.with_parts(dict(average.items()))
@@ -71,16 +76,15 @@ class Diffusion:
         return result
 
     def sheet(self, result: Pipeline) -> Image:
-        """A sheet of the sample prompts."""
         pictures = result(self.prompts, seed=0)
         return sheet(pictures, self.prompts, scale=max(1, 96 // pictures[0].width))
 
     def measure(self, result: Pipeline) -> dict[str, float]:
-        """The share of fresh world prompts that are obeyed, by kind; nothing unless the recipe asks for it."""
+        """The share of `recipe.grade` world prompts obeyed, by kind of scene; empty where that is 0."""
         recipe, shares = self.recipe, dict[str, float]()
         if not recipe.grade:
             return shares
-        kind = recipe.data.name.partition(":")[2]  # world:one
+        kind = recipe.data.name.partition(":")[2]  # of world:one
         for each in [kind] if kind in KINDS else KINDS:
             fresh = prompts(each, recipe.grade, held_out=False)
             shares |= evaluate(result, [EvalPrompt(*pair, f"obeyed_{each}") for pair in fresh]).obeyed()
@@ -88,10 +92,10 @@ class Diffusion:
 
 
 def to_targets(images: torch.Tensor, autoencoder: AutoencoderKL | None) -> torch.Tensor:
-    """What is painted: latents as they are; uint8 pictures in [-1, 1], or encoded."""
+    """x0 (B, C, H, W): latents unchanged; uint8 pictures scaled to [-1, 1], or encoded."""
     if images.is_floating_point():
         return images
-    return images.float() / 127.5 - 1 if autoencoder is None else encode(autoencoder, images)
+    return normalize(images) if autoencoder is None else encode(autoencoder, images)
 
 
 def open_dataset(

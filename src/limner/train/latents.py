@@ -1,4 +1,4 @@
-"""Pictures encoded once: the latents of a collection, in memory and in a file, in place of the pictures."""
+"""A cache of latents: the pictures of a collection encoded once by a frozen autoencoder, in memory and in a file."""
 
 import hashlib
 from array import array
@@ -15,39 +15,43 @@ from limner.nets.vae import AutoencoderKL
 from limner.weights.file import read_tensors, write_tensors
 
 CHUNK = 256  # pictures encoded together
-LOOKED_AT = 16  # pictures whose pixels are part of the fingerprint
+FINGERPRINTED = 16  # pictures whose pixels enter the fingerprint
+
+
+def normalize(images: Tensor) -> Tensor:
+    """uint8 pictures in [0, 255] -> float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
 
 
 def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
     """uint8 pictures (B, C, H, W) -> their latents on the denoiser's scale (B, c, h, w), float32.
 
-    The posterior's mean: its spread is far below what the decoder tells apart.
+    The mean of the posterior instead of a sample: its standard deviation is negligible beside that of the latents.
     """
-    x = images.float() / 127.5 - 1
+    x = normalize(images)
     with torch.no_grad():
         mean = vae.encode(x.contiguous(memory_format=torch.channels_last)).mean
     return vae.to_latents(mean.float()).contiguous()
 
 
 class Latents:
-    """The latents of `count` pictures of a collection, which keeps the captions.
+    """The latents of the first `count` pictures of a collection, in the order of `seed`'s first epoch.
 
-    They are computed once and kept in `file` (float16), which is read again by a run with the same autoencoder and
-    the same pictures, and replaced by any other.
+    They are stored in `file` (float16, with a fingerprint of autoencoder and pictures) and reused where it matches.
     """
 
     def __init__(
         self, pictures: Collection, vae: AutoencoderKL, size: int, channels: int, count: int, seed: int, file: Path,
-        device: torch.device, say: Callable[[str], None],
+        device: torch.device, log: Callable[[str], None],
     ) -> None:  # fmt: skip
         self.pictures, self.name = pictures, pictures.name
-        wanted = [pictures.index_at(position, seed) for position in range(min(count, len(pictures)))]
-        key = fingerprint(vae, pictures, size, channels, wanted)
+        selected = [pictures.index_at(position, seed) for position in range(min(count, len(pictures)))]
+        key = fingerprint(vae, pictures, size, channels, selected)
         stored = read_tensors(file) if file.is_file() else {}
         if stored.get("fingerprint") is None or bytes(stored["fingerprint"].tolist()) != key:
-            say(f"encoding {len(wanted)} pictures, once, into {file}" + (", which held others" if stored else ""))
+            log(f"encoding {len(selected)} pictures, once, into {file}" + (", which held others" if stored else ""))
             stored = {"fingerprint": torch.tensor(list(key), dtype=torch.uint8)}
-            stored |= _encode_all(pictures, vae, size, channels, wanted, device)
+            stored |= _encode_all(pictures, vae, size, channels, selected, device)
             write_tensors(file, stored)
         self.latents, self.indices = stored["latents"], stored["indices"].tolist()
         labels = pictures.labels
@@ -75,29 +79,27 @@ class Latents:
         return self.pictures.all_captions()
 
 
-def fingerprint(vae: AutoencoderKL, pictures: Collection, size: int, channels: int, wanted: Sequence[int]) -> bytes:
-    """32 bytes that change with the autoencoder, with which pictures are encoded (`wanted`), and with what they show.
-
-    Of the pictures themselves only the first are looked at: enough to notice another world of the same name.
-    """
+def fingerprint(vae: AutoencoderKL, pictures: Collection, size: int, channels: int, selected: Sequence[int]) -> bytes:
+    """SHA-256 of the autoencoder, the indices of the encoded pictures (`selected`) and the pixels of the first ones,
+    which suffice to notice another collection of the same name."""
     digest = hashlib.sha256(repr((vae.config, pictures.name, len(pictures), size, channels)).encode())
-    digest.update(array("q", wanted).tobytes())
-    digest.update(pictures.load(wanted[:LOOKED_AT], size, channels).images.numpy().tobytes())
+    digest.update(array("q", selected).tobytes())
+    digest.update(pictures.load(selected[:FINGERPRINTED], size, channels).images.numpy().tobytes())
     for name, tensor in sorted(vae.state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.digest()
 
 
 def _encode_all(
-    pictures: Collection, vae: AutoencoderKL, size: int, channels: int, wanted: Sequence[int], device: torch.device
+    pictures: Collection, vae: AutoencoderKL, size: int, channels: int, selected: Sequence[int], device: torch.device
 ) -> dict[str, Tensor]:
-    side, count = size // vae.factor, len(wanted)
+    side, count = size // vae.factor, len(selected)
     latents = torch.empty(count, vae.config.latent_channels, side, side, dtype=torch.float16)
     indices: list[int] = []
     for start in range(0, count, CHUNK):
-        some = wanted[start : start + CHUNK]
-        images, good, broken = pictures.load(some, size, channels)
-        if len(broken) > len(some) // 2:
+        chunk = selected[start : start + CHUNK]
+        images, good, broken = pictures.load(chunk, size, channels)
+        if len(broken) > len(chunk) // 2:
             raise LimnerError(f"most pictures near {broken[0]} cannot be read")
         latents[start : start + len(images)] = encode(vae, images.to(device))
         indices += good

@@ -33,12 +33,12 @@ from limner.train.recipe import Run
 
 
 class Stopped(Exception):
-    """Ctrl-C: the run stopped after a whole step and wrote a checkpoint."""
+    """Ctrl-C: the run stopped between steps and wrote a checkpoint."""
 
 
 def lr_multiplier(step: int, recipe: Run) -> float:
-    """The learning rate of optimiser step `step` (from 0) as a share of its peak: a linear rise, then constant or a
-    half cosine down to zero."""
+    """The learning rate of step `step` (from 0) relative to recipe.lr: linear warm-up, then constant or a half cosine
+    to zero."""
     if step < recipe.warmup:
         return (step + 1) / recipe.warmup
     if recipe.schedule == "constant":
@@ -48,14 +48,14 @@ def lr_multiplier(step: int, recipe: Run) -> float:
 
 @torch.no_grad()
 def update_average(average: nn.Module, trained: nn.Module, step: int, decay: float) -> None:
-    """average <- decay*average + (1-decay)*trained; early decays are (1+step)/(10+step), so the start is forgotten."""
+    """average <- decay*average + (1-decay)*trained, decay at most (1+step)/(10+step): initial weights fade early."""
     update = torch.optim.swa_utils.get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))
     update(list(average.parameters()), list(trained.parameters()), step)
 
 
-def generator_of(seed: int, step: int, rank: int) -> torch.Generator:
-    """The draws of one step on one process: keyed, so that a resumed run draws what an uninterrupted one would."""
-    # torch's CPU generator looks at 32 bits of its seed only, so they are mixed first.
+def step_generator(seed: int, step: int, rank: int) -> torch.Generator:
+    """The CPU generator of one step on one process. Keyed, so that a resumed run equals an uninterrupted one."""
+    # torch's CPU generator uses only 32 bits of its seed, so the key is hashed to 32.
     key = np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]
     return torch.Generator().manual_seed(int(key))
 
@@ -65,24 +65,24 @@ def stop_after_step() -> Iterator[list[bool]]:
     """The first Ctrl-C sets the yielded flag, the second interrupts at once."""
     stop = [False]
 
-    def ask(signum: int, frame: Any) -> None:
+    def handle(signum: int, frame: Any) -> None:
         if stop[0]:
             raise KeyboardInterrupt
         stop[0] = True
 
     try:
-        before = signal.signal(signal.SIGINT, ask)
-    except ValueError:  # not in the main thread: leave signals to whoever runs us
+        previous = signal.signal(signal.SIGINT, handle)
+    except ValueError:  # signals can be set in the main thread only
         yield stop
         return
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)
 
 
-def leave_ctrl_c(worker: int) -> None:
-    """Data workers leave Ctrl-C to the process that trains."""
+def ignore_sigint(worker: int) -> None:
+    """Initialise a data worker: Ctrl-C is handled by the training process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -92,15 +92,15 @@ def can_compile() -> bool:
     return headers.is_file() and any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++")))
 
 
-def make_accelerator(precision: str) -> Accelerator:
-    """The accelerator for this launch; bf16 only where the device has it."""
+def make_accelerator(precision: str, unused: bool) -> Accelerator:
+    """The Accelerator of this launch; `precision` falls back to "no" where the device lacks bf16. `unused` parameters
+    may get no gradient in a step."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     has_bf16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported()
-    # A process's share of a batch may have no dropped caption, and so no use for a null text that is learned.
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    # torchrun without a GPU: Accelerate would take each process for a run of its own unless told to use the CPU.
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)] if unused else None
+    # Under torchrun without a GPU, Accelerate forms a process group only with cpu=True.
     cpu = several and not torch.cuda.is_available()
-    return Accelerator(mixed_precision=precision if has_bf16 else "no", cpu=cpu, kwargs_handlers=[unused])
+    return Accelerator(mixed_precision=precision if has_bf16 else "no", cpu=cpu, kwargs_handlers=handlers)
 
 
 def _due(step: int, every: int) -> bool:
@@ -114,12 +114,12 @@ class Trainer:
         self.recipe, self.output = recipe, Path(recipe.output)
         self.console = console or Console(stderr=True, highlight=False)
         self.start = checkpoint.find(self.output, resume)
-        self.accelerator = make_accelerator(recipe.precision)
+        self.accelerator = make_accelerator(recipe.precision, recipe.unused_parameters)
         self.device = self.accelerator.device
         self.step = 0
 
     def prepare(self) -> "Trainer":
-        """Open the pictures, make the task and its optimiser, and take up the checkpoint that is resumed."""
+        """Open the data, build the task and its optimiser, and restore the checkpoint to resume."""
         recipe = self.recipe
         if recipe.precision != self.accelerator.mixed_precision:
             self.log(f"this device has no {recipe.precision}: training in float32")
@@ -153,26 +153,22 @@ class Trainer:
     def batches(self) -> Iterator[dict[str, Any]]:
         """The batches from the current step to the last."""
         recipe, accelerator = self.recipe, self.accelerator
-        batches = Batches(
+        batches: Any = Batches(
             self.pictures, recipe.batch_size, recipe.size, recipe.channels, recipe.seed, recipe.flip,
             accelerator.process_index, accelerator.num_processes,
         )  # fmt: skip
         steps = range(self.step, recipe.steps)
         try:
             yield from DataLoader(
-                batches,  # type: ignore[arg-type]
-                batch_size=None,
-                sampler=steps,
-                num_workers=recipe.workers,
-                worker_init_fn=leave_ctrl_c,
+                batches, batch_size=None, sampler=steps, num_workers=recipe.workers, worker_init_fn=ignore_sigint
             )
         except LimnerError as error:  # a worker's error arrives wrapped in its traceback
             raise LimnerError(str(error).rsplit("LimnerError: ", 1)[-1].strip()) from None
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
-        """The loss of each picture (B,), its condition dropped with the recipe's probability."""
-        generator = generator_of(self.recipe.seed, self.step, self.accelerator.process_index)
-        with self.accelerator.autocast():  # an autoencoder that encodes as it goes along is part of the step
+        """The loss of each picture of a batch (B,)."""
+        generator = step_generator(self.recipe.seed, self.step, self.accelerator.process_index)
+        with self.accelerator.autocast():  # `inputs` may encode with the autoencoder
             return self.model(*self.task.inputs(batch, generator, self.device))
 
     def train_step(self, batch: dict[str, Any]) -> Tensor:
@@ -193,7 +189,7 @@ class Trainer:
         return loss.detach()
 
     def run(self) -> Any:
-        """Train to the last step. Raises Stopped after Ctrl-C, LimnerError where a loss or gradient is not a number."""
+        """Train to the last step. Raises Stopped after Ctrl-C, LimnerError where a gradient is not finite."""
         recipe, main = self.recipe, self.accelerator.is_main_process
         self.log(self._summary())
         if self.step >= recipe.steps:
@@ -241,13 +237,13 @@ class Trainer:
         )
 
     def sample(self) -> None:
-        """Paint a sheet with the averaged weights into output/samples; training is not touched by it."""
+        """Write the task's sample sheet by the averaged weights to output/samples."""
         sheet = self.task.sheet(self.result)
         if sheet is not None:
             save_picture(sheet, self.output / "samples" / f"step-{self.step:07d}.png")
 
     def measure(self, log: SummaryWriter | None) -> None:
-        """Measure the averaged weights as the task does, into the log and onto the console."""
+        """Log the task's metrics of the averaged weights to TensorBoard and the console."""
         measured = self.task.measure(self.result)
         for name, value in measured.items():
             if log is not None:
@@ -257,7 +253,7 @@ class Trainer:
 
     @contextmanager
     def _logs(self) -> Iterator[SummaryWriter | None]:
-        """TensorBoard's writer, on the main process; what a resumed run does again replaces what was there."""
+        """A TensorBoard writer on the main process, else None; events after the resumed step are purged."""
         if not self.accelerator.is_main_process:
             yield None
             return
@@ -265,7 +261,7 @@ class Trainer:
             yield log
 
     def _log(self, log: SummaryWriter | None, losses: list[Tensor], seconds: float) -> str:
-        """Write the mean loss over all processes and the pictures per second; returns both in words."""
+        """Log the mean loss over all processes and the pictures per second; returns both as text."""
         loss = float(self.accelerator.reduce(torch.stack(losses).mean(), reduction="mean"))
         rate = self.recipe.batch_size * len(losses) / seconds
         summary = f"loss {loss:.4f}  {rate:.0f} images/s"
@@ -278,14 +274,10 @@ class Trainer:
         return summary
 
     def _progress(self) -> Progress:
-        shown = self.console.is_terminal and self.accelerator.is_main_process
-        parts = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[summary]}"),
-        )
-        return Progress(*parts, TimeRemainingColumn(), console=self.console, disable=not shown)
+        enabled = self.console.is_terminal and self.accelerator.is_main_process
+        text, summary = TextColumn("{task.description}"), TextColumn("{task.fields[summary]}")
+        columns = (text, BarColumn(), MofNCompleteColumn(), summary, TimeRemainingColumn())
+        return Progress(*columns, console=self.console, disable=not enabled)
 
     def _summary(self) -> str:
         recipe, size = self.recipe, sum(p.numel() for p in self.trained.parameters())

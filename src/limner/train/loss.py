@@ -1,4 +1,4 @@
-"""The loss: noise pictures to random times, ask the network what it predicts, compare."""
+"""The denoising loss: pictures are noised to random times, and the network's output is regressed on its target."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from limner.errors import LimnerError
 from limner.nets.network import Network
-from limner.noise.grids import towards_noise
+from limner.noise.grids import shift_sigma
 from limner.noise.paths import Path
 from limner.noise.predict import prediction
 from limner.text.conditioner import Conditioner
@@ -18,21 +18,21 @@ def _normal(u: Tensor) -> Tensor:
     return torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6))
 
 
-# Training times (B,) of a path for u (B,) uniform in [0, 1), shifted towards noise.
-TIME_LAWS: dict[str, Callable[[Path, Tensor, float], Tensor]] = {
-    "uniform": lambda path, u, shift: path.times(towards_noise(u, shift)),
+# Distributions of training times: u (B,) uniform in [0, 1) -> times (B,) of a path, shifted towards noise.
+TIME_DISTRIBUTIONS: dict[str, Callable[[Path, Tensor, float], Tensor]] = {
+    "uniform": lambda path, u, shift: path.times(shift_sigma(u, shift)),
     # Esser et al. 2024, equation 19.
-    "logit_normal": lambda path, u, shift: path.times(towards_noise(torch.sigmoid(_normal(u)), shift)),
-    # log(sigma/alpha) is normal with mean -1.2 and deviation 1.2 (Karras et al. 2022, table 1); a shift multiplies.
+    "logit_normal": lambda path, u, shift: path.times(shift_sigma(torch.sigmoid(_normal(u)), shift)),
+    # log(sigma/alpha) ~ N(-1.2, 1.2^2) (Karras et al. 2022, table 1); a shift multiplies sigma/alpha.
     "log_normal": lambda path, u, shift: path.times_at(shift * torch.exp(1.2 * _normal(u) - 1.2)),
 }
 Encode = Callable[[Sequence[str | None]], list[Any]]
 
 
 class DiffusionLoss(nn.Module):
-    """A network and its conditioner, and the loss they are trained by; one module, so that DDP sees one forward.
+    """A network, its conditioner and their training loss: one module, since DDP wraps one forward.
 
-    `encode` stands for the conditioner's where encoded prompts are kept (`Cached`).
+    `encode` replaces conditioner.encode, e.g. by `Cached`.
     """
 
     def __init__(
@@ -47,16 +47,16 @@ class DiffusionLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.conditioner = network, conditioner
-        self.path, self.predicts, self.time_law = path, prediction(predicts), times
+        self.path, self.predicts, self.times = path, prediction(predicts), times
         self.shift, self.encode = shift, encode or conditioner.encode
 
     def forward(self, x0: Tensor, generator: torch.Generator, prompts: Sequence[str | None]) -> Tensor:
-        """x0 (B, C, H, W) in [-1, 1] and its prompts -> the mean squared error of each picture (B,), float32.
+        """x0 (B, C, H, W) and its prompts -> the mean squared error of each picture (B,), float32.
 
-        `generator` is a CPU generator: times and noise are the same on every device.
+        `generator` is a CPU generator, so that times and noise are the same on every device.
         """
         u = torch.rand(len(x0), generator=generator)
-        t = TIME_LAWS[self.time_law](self.path, u, self.shift).to(x0.device)
+        t = TIME_DISTRIBUTIONS[self.times](self.path, u, self.shift).to(x0.device)
         eps = torch.randn(x0.shape, generator=generator).to(x0.device)
         alpha, sigma = (c[:, None, None, None] for c in self.path.coefficients(t))
         f0, f1 = self.predicts.target(alpha, sigma)
@@ -66,30 +66,30 @@ class DiffusionLoss(nn.Module):
 
 
 class Cached:
-    """A frozen conditioner's `encode`, each distinct prompt once; the last `size` of them are kept."""
+    """`encode` of a frozen conditioner with a cache of the last `size` distinct prompts."""
 
-    def __init__(self, conditioner: Conditioner, size: int = 4096, at_once: int = 64) -> None:
-        self.conditioner, self.size, self.at_once = conditioner, size, at_once
-        self.kept: dict[str, Any] = {}
+    def __init__(self, conditioner: Conditioner, size: int = 4096, batch_size: int = 64) -> None:
+        self.conditioner, self.size, self.batch_size = conditioner, size, batch_size
+        self.cache: dict[str, Any] = {}
 
     def __call__(self, prompts: Sequence[str | None]) -> list[Any]:
-        learned = self.conditioner.null is not None  # a null that learns is encoded anew
-        missing = [p for p in dict.fromkeys(p or "" for p in prompts) if p not in self.kept and (p or not learned)]
+        learned = self.conditioner.null is not None  # a learned null changes at each step
+        missing = [p for p in dict.fromkeys(p or "" for p in prompts) if p not in self.cache and (p or not learned)]
         with torch.no_grad():
-            for start in range(0, len(missing), self.at_once):
-                some = missing[start : start + self.at_once]
-                self.kept |= zip(some, self.conditioner.encode(some), strict=True)
+            for start in range(0, len(missing), self.batch_size):
+                chunk = missing[start : start + self.batch_size]
+                self.cache |= zip(chunk, self.conditioner.encode(chunk), strict=True)
         null = self.conditioner.encode([""])[0] if learned and not all(prompts) else None
-        encoded = [self.kept.get(prompt or "", null) for prompt in prompts]
-        for prompt in list(self.kept)[: max(0, len(self.kept) - self.size)]:
-            del self.kept[prompt]
+        encoded = [self.cache.get(prompt or "", null) for prompt in prompts]
+        for prompt in list(self.cache)[: max(0, len(self.cache) - self.size)]:
+            del self.cache[prompt]
         return encoded
 
 
 def check_finite(loss: Tensor, norm: Tensor, module: nn.Module, step: int) -> None:
-    """Raises LimnerError where the gradient's norm is not a number, naming the first tensor that is not.
+    """LimnerError where the gradient's norm is not finite, naming the first tensor that is not.
 
-    A loss that is not a number makes the norm one; so one look at the norm, before the optimiser moves, is enough.
+    A loss that is not finite makes the norm so: one check before the optimiser's step suffices.
     """
     if bool(torch.isfinite(norm)):
         return

@@ -1,4 +1,4 @@
-"""A recipe: every number of a training run, typed, and nothing else. `limner train NAME --steps 100` changes one."""
+"""Recipes: the configuration of a training run. `limner train NAME --steps 100` overrides a field."""
 
 import importlib
 import pkgutil
@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from limner.data.sources import Source
 from limner.errors import LimnerError, unknown
-from limner.nets.dit import DiTConfig
-from limner.nets.vae import AutoencoderKLConfig
+from limner.nets.configs import AutoencoderKLConfig, DiTConfig
 
 if TYPE_CHECKING:
     from limner.data.collection import Collection
@@ -24,21 +23,21 @@ SMALL_AUTOENCODER = AutoencoderKLConfig(
 
 @dataclass(frozen=True)
 class TextRecipe:
-    """A text encoder: made from nothing, or one that was trained before."""
+    """A text encoder, trained from nothing or pretrained."""
 
     hidden_size: int = 128
     layers: int = 2
     num_heads: int = 4
     length: int = 16
-    """Longest prompt in tokens, start and end included."""
+    """Most tokens of a prompt, start and end included."""
     vocab_size: int = 1000
     """Most entries of the tokenizer that is trained on the captions."""
     pretrained: str | None = None
     """Folder with a CLIP text model and its tokenizer, or a training run (limner train world-text)."""
     lr_scale: float | None = None
-    """Its learning rate as a multiple of the denoiser's; 0 keeps it as it is. None: 1 from nothing, 0 if pretrained."""
+    """Its learning rate as a multiple of the denoiser's; 0 freezes it. None: 1 from nothing, 0 if pretrained."""
     learned_null: bool = False
-    """Learn a state for the dropped caption instead of encoding the empty one."""
+    """Use a learned embedding for dropped captions instead of the encoded empty one."""
 
     def __post_init__(self) -> None:
         check_min(self, {"hidden_size": 1, "layers": 1, "num_heads": 1, "length": 2, "vocab_size": 514})
@@ -47,18 +46,18 @@ class TextRecipe:
 
     @property
     def scale(self) -> float:
-        """The multiple of the learning rate that `lr_scale` means."""
+        """`lr_scale` with its default resolved."""
         return self.lr_scale if self.lr_scale is not None else float(self.pretrained is None)
 
 
 @dataclass(frozen=True)
 class Run:
-    """What every training run has."""
+    """The fields of every training run."""
 
     data: Source
     """Where pictures and captions come from."""
     output: str
-    """Folder of the run; it gets checkpoint-<step> folders, TensorBoard logs and sample sheets."""
+    """Folder for checkpoint-<step> folders, TensorBoard logs and sample sheets."""
     size: int = 32
     """Side of the square pictures in pixels."""
     channels: Literal[1, 3] = 3
@@ -70,7 +69,7 @@ class Run:
     """Pictures per step over all processes."""
     lr: float = 1e-4
     warmup: int = 100
-    """Steps in which the learning rate rises from 0."""
+    """Steps of linear learning-rate warm-up."""
     schedule: Literal["constant", "cosine"] = "constant"
     beta2: float = 0.999
     """AdamW's decay of the squared gradients' average."""
@@ -81,20 +80,20 @@ class Run:
     """Decay of the averaged weights; early on it is (1+step)/(10+step)."""
     precision: Literal["no", "bf16"] = "no"
     compile: bool = False
-    """torch.compile the network: its transformer blocks, or the whole autoencoder."""
+    """torch.compile the transformer blocks, or the autoencoder."""
     seed: int = 0
     workers: int = 0
-    """Processes that decode pictures ahead."""
+    """Worker processes of the DataLoader."""
     log_every: int = 50
     save_every: int = 1000
     """Steps between checkpoints; 0: only at the end."""
     sample_every: int = 1000
-    """Steps between sample sheets and measures; 0: only at the end."""
+    """Steps between sample sheets and metrics; 0: only at the end."""
     keep: int = 2
     """Checkpoints kept, the newest; 0 keeps all."""
 
     use: ClassVar[str] = "limner generate PROMPT --model"
-    """The command that uses the finished run."""
+    """The command for the finished run, up to the run's folder."""
 
     def __post_init__(self) -> None:
         least = {"size": 1, "steps": 1, "batch_size": 1, "log_every": 1, "seed": 0, "warmup": 0,
@@ -109,23 +108,28 @@ class Run:
 
     @property
     def captions(self) -> bool:
-        """Whether pictures need captions."""
+        """Whether every picture needs a caption."""
+        return False
+
+    @property
+    def unused_parameters(self) -> bool:
+        """Whether a process's share of a batch may leave parameters without gradient."""
         return False
 
     def task(self, pictures: "Collection", start: Path | None) -> "Task":
-        """What is trained; `start` is the checkpoint to resume."""
+        """The task of this recipe; `start` is the checkpoint to resume."""
         raise NotImplementedError
 
 
 def check_min(config: object, least: Mapping[str, float]) -> None:
-    """LimnerError for a field below its least value."""
+    """LimnerError for a field below its minimum."""
     for name, low in least.items():
         if not getattr(config, name) >= low:
             raise LimnerError(f"{name} must be at least {low}, not {getattr(config, name)}")
 
 
 def check_cache(recipe: "Recipe | ContrastiveRecipe") -> None:
-    """LimnerError for latents that cannot be kept."""
+    """LimnerError for a cache without an autoencoder, or with mirrored pictures."""
     if recipe.cache and recipe.autoencoder is None:
         raise LimnerError("--cache keeps latents: give an --autoencoder, or leave it out")
     if recipe.cache and recipe.flip:
@@ -133,23 +137,23 @@ def check_cache(recipe: "Recipe | ContrastiveRecipe") -> None:
 
 
 def check_fraction(config: object, name: str) -> None:
-    """LimnerError for a field that is not from 0 to 1."""
+    """LimnerError for a field outside [0, 1]."""
     if not 0 <= getattr(config, name) <= 1:
         raise LimnerError(f"{name} must be from 0 to 1, not {getattr(config, name)}")
 
 
 @dataclass(frozen=True)
 class AutoencoderRecipe(Run):
-    """The training of an autoencoder, in whose latents a denoiser can be trained then."""
+    """The training of an autoencoder (Rombach et al. 2022)."""
 
     use: ClassVar[str] = "limner train world --autoencoder"
 
     network: AutoencoderKLConfig = SMALL_AUTOENCODER
-    """A width for each level, each half the size of the one before."""
+    """block_out_channels: a width for each level, each at half the resolution of the one before."""
     kl: float = 1e-6
-    """Weight of the Kullback-Leibler term, per latent number."""
+    """Weight of the KL divergence per latent value."""
     edges: float = 1.0
-    """Weight of the absolute error of differences between neighbouring pixels."""
+    """Weight of the L1 error of finite differences between neighbouring pixels."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -163,13 +167,13 @@ class AutoencoderRecipe(Run):
 
 @dataclass(frozen=True)
 class ContrastiveRecipe(Run):
-    """The training of a text encoder by contrast, before a denoiser is trained with it."""
+    """The contrastive pre-training of a text encoder (Radford et al. 2021)."""
 
     use: ClassVar[str] = "limner train world-quick --text.pretrained"
     autoencoder: str | None = None
-    """Training run or model folder with an autoencoder, whose latents are compared; None: pixels."""
+    """Training run or model folder of the autoencoder whose latents are the input; None: pixels."""
     cache: int = 0
-    """Pictures whose latents are computed once, at the start; 0: each is encoded anew."""
+    """Pictures whose latents are encoded once, at the start; 0: latents are encoded at every step."""
     text: TextRecipe = field(default_factory=TextRecipe)
 
     def __post_init__(self) -> None:
@@ -194,36 +198,34 @@ class ContrastiveRecipe(Run):
 
 @dataclass(frozen=True)
 class Recipe(Run):
-    """The training of a denoiser, of pixels or, with an autoencoder, of latents."""
+    """The training of a denoiser on pixels or, with an autoencoder, on latents."""
 
     init: str | None = None
     """Model whose weights training starts from: a model folder, a training run, or "shipped"; None: from nothing."""
     autoencoder: str | None = None
-    """Training run or model folder with an autoencoder, in whose latents the denoiser works; None: on pixels."""
+    """Training run or model folder of the autoencoder whose latents are denoised; None: pixels."""
     cache: int = 0
-    """Pictures whose latents are computed once, at the start, and trained on in turn; 0: each is encoded anew."""
+    """Pictures whose latents are encoded once, at the start; 0: latents are encoded at every step."""
     condition: Literal["none", "class", "text"] = "text"
     network: DiTConfig = field(default_factory=DiTConfig)
-    """Sizes that follow from the pictures and the condition (sample_size, in_channels, num_classes, text_dim) are set
-    from these."""
+    """sample_size, in_channels, num_classes and text_dim follow from the data and the condition."""
     text: TextRecipe = field(default_factory=TextRecipe)
     path: Literal["flow", "linear", "scaled_linear", "cosine"] = "flow"
     predicts: Literal["flow", "eps", "v", "sample"] = "flow"
     times: Literal["uniform", "logit_normal", "log_normal"] = "uniform"
-    """How training times are drawn (logit_normal: Esser et al. 2024; log_normal: Karras et al. 2022)."""
+    """Distribution of training times (logit_normal: Esser et al. 2024; log_normal: Karras et al. 2022)."""
     shift: float = 1.0
-    """Moves the training times and the sampling levels of the flow path towards noise, where what is painted where is
-    decided (Esser et al. 2024, equation 23)."""
+    """Shift of training times and sampling levels of the flow path towards noise (Esser et al. 2024, equation 23)."""
     dropout: float = 0.1
-    """Share of pictures that lose their caption or class, for guidance."""
+    """Probability of dropping the caption or class, for classifier-free guidance."""
     sample_prompts: tuple[str, ...] = ()
-    """Prompts (or class names) of the sample sheet; made from the data when empty."""
+    """Prompts (or class names) of the sample sheet; empty: taken from the data."""
     guidance_scale: float = 3.0
-    """Guidance of the sample sheets, and the default of the finished model."""
+    """Guidance scale of the sample sheets, and the finished model's default."""
     sample_steps: int = 20
-    """Sampling steps of the sheets, and the default of the finished model."""
+    """Sampling steps of the sample sheets, and the finished model's default."""
     grade: int = 0
-    """World prompts of each kind that are painted and graded with each sheet; their share obeyed is logged."""
+    """World prompts of each kind of scene graded with each sheet; the share obeyed is logged."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -236,6 +238,10 @@ class Recipe(Run):
     @property
     def captions(self) -> bool:
         return self.condition == "text"
+
+    @property
+    def unused_parameters(self) -> bool:
+        return self.text.learned_null  # a share may have no dropped caption, or no other
 
     def task(self, pictures: "Collection", start: Path | None) -> "Task":
         from limner.train.diffusion import Diffusion
@@ -250,7 +256,7 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name: str) -> tuple[Run, str]:
-    """The recipe called `name` and its file's text, which tells what it gave when it was run."""
+    """The recipe `name` and the docstring of its file. LimnerError for an unknown name."""
     if name not in recipe_names():
         raise unknown("recipe", name, recipe_names())
     module = importlib.import_module(f"limner.train.recipes.{name.replace('-', '_')}")

@@ -1,4 +1,4 @@
-"""From a recipe to an untrained model: pictures, words, networks."""
+"""From a recipe to an untrained model."""
 
 import os
 from dataclasses import replace
@@ -11,7 +11,7 @@ from limner.data.collection import Collection
 from limner.errors import LimnerError
 from limner.families import family
 from limner.files import read_json
-from limner.folders import checkpoints, find_autoencoder
+from limner.folders import find_part
 from limner.model import Model
 from limner.nets.dit import DiT
 from limner.nets.vae import AutoencoderKL
@@ -34,7 +34,10 @@ PREDICTION_TYPES = {"eps": "epsilon", "v": "v_prediction", "sample": "sample", "
 
 
 def make_model(recipe: Recipe, pictures: Collection, start: Path | None = None) -> Model:
-    """The untrained model of a recipe. The same seed gives the same weights; `start` is the checkpoint to resume."""
+    """The model of a recipe, weights initialised by recipe.seed or taken from recipe.init.
+
+    `start` is the checkpoint to resume, which supplies tokenizer, autoencoder and a pretrained text encoder.
+    """
     torch.manual_seed(recipe.seed)
     first = Model.open(recipe.init) if recipe.init is not None and start is None else None
     conditioner = CONDITIONERS[recipe.condition](recipe, pictures, start, first)
@@ -57,12 +60,12 @@ def make_model(recipe: Recipe, pictures: Collection, start: Path | None = None) 
     name = Path(os.path.abspath(recipe.output)).name
     model = Model(network, conditioner, scheduler_config(recipe), autoencoder, defaults, name)
     if first is not None:
-        _take_weights(recipe, first, model)
+        _copy_weights(recipe, first, model)
     return model
 
 
 def scheduler_config(recipe: Recipe) -> dict[str, Any]:
-    """The scheduler_config.json of the finished model."""
+    """The scheduler_config.json of the finished model. LimnerError where the path excludes the prediction."""
     scheduler = dict(SCHEDULERS[recipe.path])
     if recipe.path != "flow":
         return scheduler | {"prediction_type": PREDICTION_TYPES[recipe.predicts], "clip_sample": True}
@@ -72,7 +75,7 @@ def scheduler_config(recipe: Recipe) -> dict[str, Any]:
 
 
 def text_conditioner(recipe: Recipe, pictures: Collection, start: Path | None, first: Model | None) -> Conditioner:
-    """Words, by a text encoder made from nothing for these captions, or by one that was trained before."""
+    """Text, by `make_text_encoder`."""
     row, captions = family("LimnerPipeline", "text"), pictures.all_captions()
     known = first.tokenizers().get("tokenizer") if first is not None else None
     if start is not None:
@@ -81,7 +84,7 @@ def text_conditioner(recipe: Recipe, pictures: Collection, start: Path | None, f
     if start is not None and text.pretrained is not None:  # a resumed run has its text encoder in its checkpoint
         text = replace(text, pretrained=str(start))
     encoder = make_text_encoder(text, captions, known, row.encoders[0])
-    encoder.tokenizer.encode(captions)  # a caption over the budget is an error now, not at step 10,000
+    encoder.tokenizer.encode(captions)  # a caption over the context length is an error now, not at step 10,000
     null = NullText(NullTextConfig(encoder.width)) if recipe.text.learned_null else None
     return Text([encoder], row.combine, null)
 
@@ -89,20 +92,18 @@ def text_conditioner(recipe: Recipe, pictures: Collection, start: Path | None, f
 def make_text_encoder(
     text: TextRecipe, captions: list[str], known: Tokenizer | None = None, reads: Reads = LAST_STATE
 ) -> TextEncoder:
-    """A text encoder from a folder or a training run, or one made from nothing for these captions.
+    """The pretrained text encoder of `text.pretrained`, or an untrained one with a tokenizer trained on `captions`.
 
-    A run that goes on from earlier weights has its tokenizer already (`known`): the same words must keep their ids.
+    A run that continues from earlier weights passes their tokenizer as `known`, since ids must stay the same.
     """
     if text.pretrained is not None:
-        root = Path(text.pretrained)
-        roots = [root, *(checkpoint for _, checkpoint in reversed(checkpoints(root)))]
-        root = next((each for each in roots if (each / "text_encoder").is_dir()), root)
+        root = find_part(text.pretrained, "text_encoder") or Path(text.pretrained)
         if not (root / "config.json").is_file() and not (root / "text_encoder/config.json").is_file():
             raise LimnerError(
                 f"no text encoder at {text.pretrained}: expected a folder with text_encoder/ and tokenizer/, or a run "
                 "that trains one (limner train world-text)"
             )
-        transformer = open_part(_part(root, "text_encoder"), "CLIPTextModel")
+        transformer = open_part(_part(root, "text_encoder"), "CLIPTextModel", CLIPTextModel).float()
         return TextEncoder(Tokenizer.from_pretrained(_part(root, "tokenizer")), transformer, reads)
     tokenizer = known or Tokenizer.train(captions, vocab_size=text.vocab_size, length=text.length)
     config = CLIPTextConfig(
@@ -122,16 +123,16 @@ def _part(root: Path, name: str) -> Path:
 
 
 def class_conditioner(recipe: Recipe, pictures: Collection, start: Path | None, first: Model | None) -> Conditioner:
-    """The classes of the data, which a resumed run must know in the same order."""
+    """The classes of the data. LimnerError where a resumed run had others, or another order."""
     names = list(pictures.label_names or ())
     if not names:
         raise LimnerError(f"{pictures.name} has no classes; use --condition text or none")
     bad = next((row for row, label in enumerate(pictures.labels or ()) if not 0 <= label < len(names)), None)
     if bad is not None:
         raise LimnerError(f"{pictures.picture_name(bad)} has no class; expected one of {', '.join(names)}")
-    before = read_json(start / "model_index.json").get("class_names") if start is not None else names
-    if before != names:
-        raise LimnerError(f"{start} was trained on the classes {before}, the data has {names}")
+    previous = read_json(start / "model_index.json").get("class_names") if start is not None else names
+    if previous != names:
+        raise LimnerError(f"{start} was trained on the classes {previous}, the data has {names}")
     return Classes(names)
 
 
@@ -139,24 +140,32 @@ CONDITIONERS = {"text": text_conditioner, "class": class_conditioner, "none": la
 
 
 def open_autoencoder(source: str | Path | None) -> AutoencoderKL | None:
-    """The frozen autoencoder of a model folder or a run, in float32; None for None."""
-    return None if source is None else open_part(find_autoencoder(source), "AutoencoderKL").float()
+    """The autoencoder of a model folder or a run, in float32; None for None."""
+    if source is None:
+        return None
+    folder = find_part(source, "vae")
+    if folder is None:
+        raise LimnerError(f"no autoencoder at {source}: expected a folder with vae/, or a run that trains one")
+    return open_part(folder / "vae", "AutoencoderKL", AutoencoderKL).float()
 
 
-def _take_weights(recipe: Recipe, first: Model, model: Model) -> None:
-    """Copy the first model's weights; LimnerError where its networks have another shape than the recipe's."""
-    theirs = first.parts()
-    for name, part in model.parts().items():
-        if name == "vae" or (name == "text_encoder" and recipe.text.pretrained is not None):
-            continue
-        if name not in theirs or theirs[name].config != part.config:
-            there = "absent" if name not in theirs else theirs[name].config
-            raise LimnerError(f"--init {recipe.init}: its {name} is {there}, the recipe's is {part.config}")
-        part.load_state_dict(theirs[name].state_dict())
+def _copy_weights(recipe: Recipe, first: Model, model: Model) -> None:
+    """Copy the weights of `first`; LimnerError where its configuration differs from the recipe's."""
+    theirs, ours = first.parts(), model.parts()
+    if first.conditioner.names != model.conditioner.names:
+        names = " and ".join(", ".join(each.conditioner.names) or "none" for each in (first, model))
+        raise LimnerError(f"--init {recipe.init}: its classes and the data's differ: {names}")
+    # A null text may be new; a pretrained text encoder is another one on purpose.
+    kept = {"vae", *({"text_encoder"} if recipe.text.pretrained is not None else ()), *({"null_text"} - theirs.keys())}
+    for name in (ours.keys() | theirs.keys()) - kept:
+        one, other = (getattr(parts.get(name), "config", "absent") for parts in (theirs, ours))
+        if one != other:
+            raise LimnerError(f"--init {recipe.init}: its {name} is {one}, the recipe's is {other}")
+        ours[name].load_state_dict(theirs[name].state_dict())
 
 
 def latent_shape(recipe: Recipe | ContrastiveRecipe, autoencoder: AutoencoderKL | None) -> tuple[int, int]:
-    """The (side, channels) of what is learned from this recipe's pictures: their latents, or they themselves."""
+    """(side, channels) of the training data: of latents, or of pictures without an autoencoder."""
     if autoencoder is None:
         return recipe.size, recipe.channels
     config, factor = autoencoder.config, autoencoder.factor

@@ -1,4 +1,4 @@
-"""What the training loop asks of a task: what is trained, on what, by which loss, and what comes of it."""
+"""The interface between the training loop and a task: trained modules, data, loss and result."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,44 +14,44 @@ if TYPE_CHECKING:
 
 
 class Result(Protocol):
-    """What a run makes: a folder of weights."""
+    """The finished model of a run."""
 
     def save(self, folder: Path) -> None: ...
 
 
 class Task(Protocol):
-    """A task is cheap to make. What takes long (encoding a cache) happens in `dataset`, which the loop calls once."""
+    """A training task. Its constructor is cheap; slow work (encoding a cache) belongs in `dataset`, called once."""
 
     parts: nn.ModuleDict
-    """The trained modules, by the folder of a checkpoint that each is saved in."""
+    """The trained modules, by their folder in a checkpoint."""
     to_compile: list[nn.Module]
-    """The modules that torch.compile compiles, one by one."""
+    """The modules to compile, each by itself."""
 
     @property
     def loss(self) -> nn.Module:
-        """Calls `parts`: loss(*inputs) -> the loss of each picture (B,). One module, so that DDP sees one forward."""
+        """loss(*inputs) -> the loss of each picture (B,). One module with all `parts`, since DDP wraps one forward."""
         ...
 
     def groups(self) -> list[dict[str, Any]]:
-        """The optimiser's parameter groups; "scale" multiplies the learning rate."""
+        """The optimiser's parameter groups, each with "scale", a multiplier of the learning rate."""
         ...
 
     def dataset(self, pictures: Collection, device: torch.device, log: Callable[[str], None]) -> Collection:
-        """What the batches are made of."""
+        """The collection that batches are drawn from: the pictures, or a cache of their latents."""
         ...
 
     def inputs(self, batch: dict[str, Any], generator: torch.Generator, device: torch.device) -> tuple:
-        """The arguments of the loss for a batch; `generator` draws what is random in it."""
+        """The arguments of the loss for a batch (see `Batches.batch`); random draws come from `generator`."""
         ...
 
     def build_result(self, average: Any, device: torch.device) -> Result:
-        """The result of the run, sharing the averaged weights (a copy of `parts`)."""
+        """The result, built on `average`, the averaged copy of `parts`, and sharing its weights."""
         ...
 
     def sheet(self, result: Any) -> "Image | None":
-        """Pictures that show how far the run is."""
+        """A sheet of sample pictures."""
         ...
 
     def measure(self, result: Any) -> dict[str, float]:
-        """Numbers that tell how far the run is, by name."""
+        """Validation metrics by name."""
         ...

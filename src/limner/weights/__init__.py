@@ -1,1 +1,1 @@
-"""Reading and writing weights, every tensor accounted for."""
+"""Loading and saving weights, with a strict check of every tensor."""

@@ -1,4 +1,4 @@
-"""Building a network from a file: on the meta device, the file's tensors assigned, every one accounted for."""
+"""Loading a network: built on the meta device, tensors assigned from the file, strictly."""
 
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
@@ -14,40 +14,40 @@ from limner.weights.file import read_tensors
 
 Net = TypeVar("Net", bound=nn.Module)
 Rename = Callable[[str], str | None]
-SHOWN = 8  # problems that an error tells
+MAX_SHOWN = 8  # problems listed in an error
 
 
-def load(make: Callable[[], Net], path: Path, rename: Rename | None = None) -> Net:
-    """The network that `make` describes with the weights of `path`, in their own dtype, in eval mode.
+def load(build: Callable[[], Net], path: Path, rename: Rename | None = None) -> Net:
+    """The network that `build` constructs, with the weights of `path` in their own dtype, in eval mode and frozen.
 
-    `rename` gives the network's name of a tensor from the file's, or None for one to be left out. No second copy of
-    the weights is made. Raises LimnerError with the list of missing, extra and misshapen tensors, and for a network
-    too large for any file and tensors that are not floating-point numbers.
+    `rename` maps a tensor's name in the file to the network's, or to None to skip it. The weights are not copied.
+    Raises LimnerError with the list of missing, extra, misshapen and non-floating-point tensors, and for a network
+    that is too large to build.
     """
     tensors = read_tensors(path)
     if rename is not None:
         tensors = _renamed(tensors, rename, path)
     try:
         with torch.device("meta"), NoInit():
-            net = make()
-    except RuntimeError as error:  # torch counts bytes on the meta device too
+            net = build()
+    except RuntimeError as error:  # sizes overflow on the meta device too
         raise LimnerError(f"{path}: the configuration describes too large a network ({error})") from error
     shapes = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
     problems = state_dict_problems(shapes, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
-    odd = {name: tensor.dtype for name, tensor in tensors.items() if not tensor.is_floating_point()}
-    problems += [f"{name} holds {dtype}, not floating-point numbers" for name, dtype in odd.items()]
+    problems += [
+        f"{name} holds {tensor.dtype}, not floating-point numbers"
+        for name, tensor in tensors.items()
+        if not tensor.is_floating_point()
+    ]
     if problems:
-        shown = problems[:SHOWN] + ([f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else [])
+        shown = problems[:MAX_SHOWN] + ([f"and {len(problems) - MAX_SHOWN} more"] if len(problems) > MAX_SHOWN else [])
         raise LimnerError(f"{path} does not hold the weights of this {type(net).__name__}:\n  " + "\n  ".join(shown))
     net.load_state_dict(tensors, assign=True)
     return net.eval().requires_grad_(False)
 
 
 class NoInit(TorchFunctionMode):
-    """Leaves weights as they are where torch.nn.init would draw them.
-
-    On the meta device there is nothing to draw, and its normal_ imports torch's compiler, a second of work.
-    """
+    """Skips torch.nn.init: on the meta device it has no effect, and normal_ imports torch's compiler, which is slow."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -58,31 +58,31 @@ class NoInit(TorchFunctionMode):
 
 def _renamed(tensors: dict[str, Tensor], rename: Rename, path: Path) -> dict[str, Tensor]:
     """The tensors under the network's names."""
-    found: dict[str, Tensor] = {}
+    renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        ours = rename(name)
-        if ours is not None and ours in found:
-            raise LimnerError(f"{path} holds {ours} twice, under the names of two file formats")
-        if ours is not None:
-            found[ours] = tensor
-    return found
+        new = rename(name)
+        if new in renamed:
+            raise LimnerError(f"{path} holds {new} twice, under the names of two file formats")
+        if new is not None:
+            renamed[new] = tensor
+    return renamed
 
 
-def state_dict_problems(wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> list[str]:
-    """One line for each tensor that is missing, extra, or of another shape; the first say the nearest unused name."""
-    extra = [name for name in found if name not in wanted]
+def state_dict_problems(expected: dict[str, tuple[int, ...]], actual: dict[str, tuple[int, ...]]) -> list[str]:
+    """One line per missing, extra or misshapen tensor; the first missing ones suggest the closest extra name."""
+    extra = [name for name in actual if name not in expected]
     lines: list[str] = []
-    for name, shape in wanted.items():
-        if name not in found:
-            near = get_close_matches(name, extra, n=1) if len(lines) < SHOWN else []
+    for name, shape in expected.items():
+        if name not in actual:
+            near = get_close_matches(name, extra, n=1) if len(lines) < MAX_SHOWN else []
             lines.append(f"missing {name} {shape}" + (f" (the file has {near[0]})" if near else ""))
-        elif found[name] != shape:
-            lines.append(f"{name} is {found[name]} in the file, {shape} in the network")
-    return lines + [f"extra {name} {found[name]}" for name in extra]
+        elif actual[name] != shape:
+            lines.append(f"{name} is {actual[name]} in the file, {shape} in the network")
+    return lines + [f"extra {name} {actual[name]}" for name in extra]
 
 
 def check_finite(parts: Mapping[str, nn.Module | None]) -> None:
-    """Raises LimnerError for the first part of which a weight is not finite; its name is the key in `parts`."""
+    """Raises LimnerError for the first part, named by its key in `parts`, that has a weight that is not finite."""
     for part, net in parts.items():
         for name, weight in net.state_dict().items() if net is not None else ():
             if not bool(torch.isfinite(weight).all()):

@@ -1,8 +1,7 @@
-"""The parts of model folders: for each class its configuration, its file of weights and who else has it."""
+"""Loading and saving the parts of a model folder, by class name."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -19,13 +18,15 @@ from limner.weights.load import Rename, load
 
 DIFFUSERS_FILE, TRANSFORMERS_FILE = "diffusion_pytorch_model.safetensors", "model.safetensors"
 
+Module = TypeVar("Module", bound=nn.Module)
+
 
 class Part(NamedTuple):
-    """A class of modules: `library` has it under the same name, `config.from_dict` reads its config.json, `file` holds
-    its weights, `rename` gives its name of a tensor from the file's, and `channels_last` is its fastest layout."""
+    """A module class: the `library` that defines it, its configuration class, the name of its weights file, the
+    mapping of tensor names for `load`, and whether it is fastest in channels-last format."""
 
     library: str
-    module: Callable[[Any], nn.Module]
+    module: type[Any]
     config: Any
     file: str = DIFFUSERS_FILE
     rename: Rename | None = None
@@ -40,27 +41,28 @@ PARTS: dict[str, Part] = {
 }
 
 
-def open_part(folder: Path, name: str) -> Any:
-    """The module of the class `name` in `folder`: config.json and weights, every tensor accounted for."""
-    if name not in PARTS:
-        raise unknown(f"class in {folder.parent}", name, PARTS)
+def open_part(folder: Path, name: str, base: type[Module]) -> Module:
+    """Load the module of class `name`, a subclass of `base`, from `folder`: config.json and weights."""
+    names = [each for each, part in PARTS.items() if issubclass(part.module, base)]
+    if name not in names:
+        raise unknown(f"class of {folder}", name, names)
     part = PARTS[name]
     config = read_config(folder / "config.json", part.config.from_dict)
 
-    def make() -> nn.Module:
+    def build() -> Module:
         try:
             return part.module(config)
         except LimnerError as error:
             raise LimnerError(f"{folder / 'config.json'}: {error}") from error
 
-    module = load(make, folder / part.file, part.rename)
+    module = load(build, folder / part.file, part.rename)
     if part.channels_last:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return module
 
 
 def save_part(module: Any, folder: Path, dtype: torch.dtype | None = None) -> tuple[str, str]:
-    """Write config.json and weights, converted to `dtype` if given; returns (library, class) for model_index.json."""
+    """Write config.json and weights, converted to `dtype` if given. Returns (library, class) for model_index.json."""
     name = type(module).__name__
     tensors = {key: t if dtype is None else t.to(dtype) for key, t in module.state_dict().items()}
     write_tensors(folder / PARTS[name].file, tensors)

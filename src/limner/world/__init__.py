@@ -1,7 +1,7 @@
-"""The captioned world: a procedural data set that is graded exactly. Needs numpy, scipy and Pillow, no torch.
+"""The captioned world: a procedural dataset with an exact grader. Needs numpy, scipy and Pillow, no torch.
 
-`scene` says what may be in a picture, `grammar` states it in words and parses them, `render` draws it, `find` detects
-it again, `grade` compares; `draws` gives pictures, captions and prompts by number.
+`scene` defines scenes, `grammar` turns them into captions and parses prompts, `render` draws them, `find` detects
+objects, `grade` compares them with a scene; `draws` has pictures, captions and prompts by index.
 """
 
 from limner.world.draws import ENDLESS, caption_at, draw_caption, pictures_at, prompts, scene_at
@@ -26,44 +26,3 @@ from limner.world.scene import (
     random_held_out,
     random_scene,
 )
-
-__all__ = [
-    "COLOURS",
-    "ENDLESS",
-    "KINDS",
-    "MAX_OBJECTS",
-    "MIN_SIDE",
-    "PLACES",
-    "PLACE_JITTER",
-    "RELATIONS",
-    "SHAPES",
-    "SIZES",
-    "Claim",
-    "DetectedObject",
-    "Detection",
-    "Group",
-    "Layout",
-    "NotUnderstood",
-    "Object",
-    "Scene",
-    "Verdict",
-    "article",
-    "caption",
-    "caption_at",
-    "complete",
-    "draw",
-    "draw_caption",
-    "find",
-    "grade",
-    "held_out",
-    "judge",
-    "layout",
-    "parse",
-    "partial",
-    "pictures_at",
-    "prompts",
-    "random_held_out",
-    "random_scene",
-    "render",
-    "scene_at",
-]

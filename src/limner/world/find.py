@@ -1,8 +1,8 @@
 """Object detection for pictures of this world, from the pixels alone.
 
-The background is the commonest colour of the border; connected regions that differ from it are candidates. The matte of
+The background is the border's most frequent colour; connected regions that differ from it are candidates. The matte of
 a region (the opacity of the object at each pixel) is fitted with each shape in turn, see `fit`; where no shape fits
-well, the region is split, by colour or at its waist, in case it is several objects that touch.
+well, the region may be several touching objects and is split by colour or at its waist.
 
 Units: positions and radii are shares of the picture's side, y downwards.
 """
@@ -19,19 +19,19 @@ from limner.errors import LimnerError
 from limner.world.fit import Fit, Patch, fit, unit
 from limner.world.scene import COLOURS, PLACES, SHAPES, SIZES
 
-MIN_SIDE = 32  # pixels, below which shapes cannot be told apart
-MAX_SIDE = 96  # larger pictures are reduced to REDUCED_SIDE pixels, which show every detail of this world
+MIN_SIDE = 32  # pixels; shapes are indistinguishable below
+MAX_SIDE = 96  # larger pictures are reduced to REDUCED_SIDE pixels
 REDUCED_SIDE = 64
 BACKGROUND_TOL = 30.0  # distance in RGB (0 to 255) beyond which a pixel is not background
-MIN_CONTRAST = 40.0  # the same of an object's colour to the background's
-GOOD_RESIDUAL = 0.01  # a shape with less needs no second metric
-MIN_RESIDUAL = 0.003  # in products of residuals
-MIN_FIT = 0.85  # the share of its matte that a known shape explains at least
-GOOD_FIT = 0.9  # a region that is explained so well is not split
-MAX_REGIONS = 12  # in a picture with more, which is none of this world, no region is split
-EQUAL_WEIGHTS = np.eye(3, dtype=np.float32)  # the metric on RGB that weighs channels alike,
+MIN_CONTRAST = 40.0  # least distance of an object's colour to the background's
+GOOD_RESIDUAL = 0.01  # of a shape; below it the second metric is not tried
+MIN_RESIDUAL = 0.003  # floor of the residuals that are multiplied
+MIN_FIT = 0.85  # least share of the matte's energy that an identified shape explains
+GOOD_FIT = 0.9  # a region with a better fit is not split
+MAX_REGIONS = 12  # in a picture with more no region is split
+EQUAL_WEIGHTS = np.eye(3, dtype=np.float32)  # metric on RGB with equal channel weights,
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-LUMA_WEIGHTS = 3 * np.outer(LUMA, LUMA) + 0.02 * EQUAL_WEIGHTS  # or brightness before hue, which JPEG subsamples
+LUMA_WEIGHTS = 3 * np.outer(LUMA, LUMA) + 0.02 * EQUAL_WEIGHTS  # or luma before chroma, which JPEG subsamples
 
 
 class DetectedObject(NamedTuple):
@@ -55,9 +55,9 @@ class Detection(NamedTuple):
 
 
 def find(picture: Image.Image | np.ndarray) -> Detection:
-    """The background and the objects of a square picture: PIL of any mode, or uint8 (H, W, 3).
+    """The background and the objects of a square picture: PIL in any mode, or uint8 (H, W, 3).
 
-    LimnerError where the picture is not square, or smaller than 32 pixels.
+    LimnerError where the picture is not square, or its side is below MIN_SIDE.
     """
     view = _view(_pixels(picture))
     regions = _regions(view)
@@ -102,8 +102,8 @@ def _colour_name(rgb: np.ndarray) -> str:
     return tuple(COLOURS)[int(_nearest(rgb))]
 
 
-def _commonest(rgb: np.ndarray) -> np.ndarray:
-    """(m, 3) -> (k, 3): the pixels of the commonest named colour."""
+def _most_frequent(rgb: np.ndarray) -> np.ndarray:
+    """(m, 3) -> (k, 3): the pixels of the most frequent named colour."""
     names = _nearest(rgb)
     return rgb[names == np.bincount(names).argmax()]
 
@@ -112,9 +112,10 @@ def _commonest(rgb: np.ndarray) -> np.ndarray:
 
 
 class View(NamedTuple):
-    """A picture (n, n, 3), the same smoothed where it is noisy, and the `contrast` (n, n) of that to the background.
+    """A picture (n, n, 3), its smoothed version (the same where noise is low), and its background.
 
-    `noise` is the standard deviation of a channel; regions of fewer than `min_area` pixels are no objects.
+    `contrast` (n, n) is the distance in RGB to the background, `noise` the deviation of a channel; regions below
+    `min_area` pixels are discarded.
     """
 
     rgb: np.ndarray
@@ -130,16 +131,16 @@ def _view(rgb: np.ndarray) -> View:
 
     border = np.ones(rgb.shape[:2], bool)
     border[2:-2, 2:-2] = False
-    own = _commonest(rgb[border])
-    background = np.median(own, axis=0)
-    noise = 1.4826 * float(np.median(np.abs(own - background)))
+    mode = _most_frequent(rgb[border])
+    background = np.median(mode, axis=0)
+    noise = 1.4826 * float(np.median(np.abs(mode - background)))
     smooth = ndimage.gaussian_filter(rgb, (0.7, 0.7, 0)) if noise > 4 else rgb
-    smallest = float(unit().area.min()) * (min(SIZES.values()) * len(rgb)) ** 2  # the smallest object's area
+    smallest = float(unit().area.min()) * (min(SIZES.values()) * len(rgb)) ** 2
     return View(rgb, smooth, background, noise, np.sqrt(np.square(smooth - background).sum(-1)), smallest / 4)
 
 
 def _regions(view: View) -> np.ndarray:
-    """(n, n) int: 1, 2 ... where each candidate's opacity is over a half, 0 elsewhere."""
+    """(n, n) int: k where the opacity of candidate k = 1, 2 ... is above 1/2, 0 elsewhere."""
     regions = np.zeros(view.contrast.shape, int)
     foreground = view.contrast > max(BACKGROUND_TOL, 3 * view.noise)
     for k, part in enumerate(_parts(view, foreground, view.min_area), 1):
@@ -148,7 +149,7 @@ def _regions(view: View) -> np.ndarray:
 
 
 def _components(mask: np.ndarray, min_area: float) -> Iterator[np.ndarray]:
-    """The connected components of a mask, each as a mask, without those of fewer than `min_area` pixels."""
+    """The connected components of a mask with at least `min_area` pixels, each as a mask."""
     from scipy import ndimage
 
     labels, found = ndimage.label(mask)
@@ -157,7 +158,7 @@ def _components(mask: np.ndarray, min_area: float) -> Iterator[np.ndarray]:
 
 
 def _parts(view: View, mask: np.ndarray, min_area: float) -> Iterator[np.ndarray]:
-    """Masks of the pixels that an object covers by more than half; then the same of the rest of each component."""
+    """Masks of opacity above 1/2 within each component, then recursively within the rest of it."""
     from scipy import ndimage
 
     for component in _components(mask, min_area):
@@ -173,14 +174,14 @@ def _parts(view: View, mask: np.ndarray, min_area: float) -> Iterator[np.ndarray
 
 
 def _full_colour(view: View, mask: np.ndarray) -> np.ndarray:
-    """The colour (3,) of the region's interior, where the contrast is high: its edge is mixed with the background."""
+    """The colour (3,) of the region's high-contrast interior; at the edge it is mixed with the background."""
     contrast = view.contrast[mask]
-    return np.median(_commonest(view.smooth[mask][contrast >= 0.75 * np.quantile(contrast, 0.85)]), axis=0)
+    return np.median(_most_frequent(view.smooth[mask][contrast >= 0.75 * np.quantile(contrast, 0.85)]), axis=0)
 
 
 def _matte(rgb: np.ndarray, background: np.ndarray, colour: np.ndarray, metric: np.ndarray = EQUAL_WEIGHTS):
-    """The opacity of each pixel (..., 3), its projection on the line from background (0) to colour (1), clipped a
-    little beyond; and the standard deviation of the opacity for unit noise in each channel.
+    """The opacity of each pixel of rgb (..., 3): its projection on the line from background (0) to colour (1), clipped
+    to [-0.25, 1.25]; and the standard deviation of the opacity for unit noise in each channel.
     """
     direction = metric @ (colour - background)
     length = float(direction @ (colour - background))
@@ -192,7 +193,7 @@ def _matte(rgb: np.ndarray, background: np.ndarray, colour: np.ndarray, metric: 
 
 
 def _objects(view: View, regions: np.ndarray, k: int, depth: int) -> list[DetectedObject]:
-    """The objects of region k: one; or several, where splitting it explains it better."""
+    """The objects of region k: one, or several where a split has the better worst fit."""
     single = _object(view, regions, k)
     if single is None or (single.shape is None and np.count_nonzero(regions == k) < 2 * view.min_area):
         return []
@@ -213,7 +214,7 @@ def _objects(view: View, regions: np.ndarray, k: int, depth: int) -> list[Detect
 
 
 def _split_by_colour(view: View, mask: np.ndarray) -> list[np.ndarray]:
-    """The region in parts of one named colour each."""
+    """The parts of the region by named colour."""
     from scipy import ndimage
 
     interior = mask & (view.contrast >= 0.8 * ndimage.maximum_filter(view.contrast, 3))
@@ -228,7 +229,7 @@ def _split_by_colour(view: View, mask: np.ndarray) -> list[np.ndarray]:
 
 
 def _split_at_waist(view: View, mask: np.ndarray) -> list[np.ndarray]:
-    """The region in parts that erosion separates, each pixel with the nearest."""
+    """The region divided among the components that erosion separates, each pixel to the nearest."""
     from scipy import ndimage
 
     core = mask
@@ -243,7 +244,7 @@ def _split_at_waist(view: View, mask: np.ndarray) -> list[np.ndarray]:
 
 
 def _object(view: View, regions: np.ndarray, k: int) -> DetectedObject | None:
-    """Region k as one object; None where its contrast is too low, or its colour is named as the background's."""
+    """Region k as one object; None where its contrast is too low or its colour has the background's name."""
     from scipy import ndimage
 
     side, own = len(regions), regions == k
@@ -256,7 +257,7 @@ def _object(view: View, regions: np.ndarray, k: int) -> DetectedObject | None:
     weight = np.where(others, 0, 1).astype(np.float32)
     shape, best = _best_shape(view, box, weight, colour)
     known = best.residual <= 1 - MIN_FIT
-    if known:  # edges and thin limbs are mixtures: the colour that they are mixed of, by least squares
+    if known:  # the unmixed colour of edges and thin parts, by least squares
         cover = best.cover * weight
         mixture = np.einsum("yx,yxc", cover, view.rgb[box] - view.background)
         colour = view.background + mixture / (cover * best.cover).sum()
@@ -268,9 +269,9 @@ def _object(view: View, regions: np.ndarray, k: int) -> DetectedObject | None:
 
 
 def _best_shape(view: View, box: tuple[slice, ...], weight: np.ndarray, colour: np.ndarray) -> tuple[str, Fit]:
-    """The shape that fits the window best, and its fit, its residual less the part that noise accounts for.
+    """The best shape in the window, and its fit with the residual less the part due to noise.
 
-    Where no shape fits well, the matte of the second metric is fitted too, and the residuals are multiplied.
+    Where no shape fits well, the matte of the second metric is fitted too, and residuals are multiplied.
     """
     y, x = (np.arange(len(view.rgb), dtype=np.float32)[cut] + 0.5 for cut in box)
     odds = np.ones(len(SHAPES))
@@ -290,7 +291,7 @@ def _best_shape(view: View, box: tuple[slice, ...], weight: np.ndarray, colour: 
 
 
 def _size_penalty(radius: float) -> float:
-    """1 for a radius of this world, more beyond: a tiny ring and a small disc may look alike when blurred."""
+    """1 for a radius within SIZES, more beyond: blurred, a tiny ring equals a small disc."""
     low, *_, high = SIZES.values()
     beyond = max(math.log(low / radius), math.log(radius / high)) - 0.06
     return 1 + (max(beyond, 0.0) / 0.1) ** 2

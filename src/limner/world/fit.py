@@ -1,4 +1,4 @@
-"""Fitting shapes to a matte: each is drawn as the renderer draws it, and its pose and blur are optimised."""
+"""Least-squares fits of shapes to a matte: each is rendered, and its pose and blur are optimised."""
 
 import math
 from functools import lru_cache
@@ -9,17 +9,17 @@ import numpy as np
 from limner.world.scene import SHAPES
 from limner.world.shapes import CELLS, REACH, TURNS, coverage, tables
 
-SHARP_RESIDUAL = 0.02  # where a sharp drawing has no more than this, no blurred one is tried
-BLUR_TRIALS = ((0.6, 1.0), (1.5, 1.0), (1.2, 0.87), (1.2, 0.75))  # variances; radii as multiples of the area's estimate
+SHARP_RESIDUAL = 0.02  # above it blurred shapes are tried too
+BLUR_TRIALS = ((0.6, 1.0), (1.5, 1.0), (1.2, 0.87), (1.2, 0.75))  # variances; radii relative to the estimate by area
 MAX_VARIANCE = 3.0  # of the blur, in square pixels
-SUBSAMPLE_AREA = 150.0  # of a matte with more pixels than this, every fourth ranks the shapes well enough
-FINITE_STEPS = np.array([0.25, 0.25, 0.04, 0.06, 0.2])  # for derivatives by x, y, log radius, angle, variance
+SUBSAMPLE_AREA = 150.0  # pixels; of a larger matte every fourth pixel is used to rank shapes
+FINITE_STEPS = np.array([0.25, 0.25, 0.04, 0.06, 0.2])  # of x, y, log radius, angle, variance
 CONVERGED_RESIDUAL = 0.001
 ANGLE_SLACK = math.radians(4)  # beyond the renderer's largest rotation
 
 
 class Patch(NamedTuple):
-    """A window of the picture: the matte and the weights (h, w), and the centres of its pixels x (w,), y (h,)."""
+    """A window of the picture: matte and weights (h, w), pixel centres x (w,) and y (h,)."""
 
     matte: np.ndarray
     weight: np.ndarray
@@ -28,7 +28,7 @@ class Patch(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """The best pose of a shape, in pixels. `residual` is the share of the matte's energy that it does not explain."""
+    """The best pose of a shape, in pixels. `residual` is the unexplained share of the matte's energy."""
 
     x: float
     y: float
@@ -38,7 +38,7 @@ class Fit(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """Each shape at radius 1: its area (shapes,), and its centroid from its centre (shapes, 2) as (x, y)."""
+    """Each shape at radius 1: its area (shapes,), and its centroid relative to its centre (shapes, 2) as (x, y)."""
 
     area: np.ndarray
     centroid: np.ndarray
@@ -56,17 +56,17 @@ def unit() -> Unit:
 
 @lru_cache(maxsize=1)
 def _candidates() -> tuple[np.ndarray, np.ndarray]:
-    """Shapes (K,) and angles (K,) of the first trials, in steps of at most 7 degrees."""
-    tries = []
+    """Shapes (K,) and angles (K,) of the initial poses, in steps of at most 7 degrees."""
+    poses = []
     for shape, name in enumerate(SHAPES):
         steps = math.ceil(TURNS[name] / 7)
-        tries += [(shape, math.radians(TURNS[name] * k / max(steps, 1))) for k in range(-steps, steps + 1)]
-    shapes, angles = zip(*tries, strict=True)
+        poses += [(shape, math.radians(TURNS[name] * k / max(steps, 1))) for k in range(-steps, steps + 1)]
+    shapes, angles = zip(*poses, strict=True)
     return np.array(shapes, np.int32), np.array(angles, np.float32)
 
 
 def _draw(patch: Patch, shape: np.ndarray, poses: np.ndarray) -> np.ndarray:
-    """Shapes (K,) in poses (K, 5: x, y, log radius, angle, variance of the blur; pixels) -> sharp covers (K, h, w)."""
+    """Shapes (K,) in poses (K, 5: x, y, log radius, angle, blur variance; pixels) -> sharp covers (K, h, w)."""
     x, y, log_radius, angle = poses[:, :4].astype(np.float32).T[:, :, None, None]
     radius = np.exp(log_radius)
     dx, dy = (patch.x - x) / radius, (patch.y[:, None] - y) / radius
@@ -75,7 +75,7 @@ def _draw(patch: Patch, shape: np.ndarray, poses: np.ndarray) -> np.ndarray:
 
 
 def _blur(covers: np.ndarray, variance: np.ndarray) -> np.ndarray:
-    """Covers (K, h, w) blurred by variances (K,): four steps of diffusion, near to a Gaussian and smooth at 0."""
+    """Covers (K, h, w) blurred by variances (K,): four diffusion steps, near a Gaussian and smooth at 0."""
     down, across = (_diffusion(length, variance) for length in covers.shape[-2:])
     return down @ covers @ across
 
@@ -87,27 +87,27 @@ def _second_difference(length: int) -> np.ndarray:
 
 
 def _diffusion(length: int, variance: np.ndarray) -> np.ndarray:
-    """Matrices (K, length, length) that blur along one axis by variances (K,)."""
-    share = np.asarray(variance / 8, np.float32)[:, None, None]
-    once = np.eye(length, dtype=np.float32) + share * _second_difference(length)
+    """Matrices (K, length, length) of the blur along one axis by variances (K,)."""
+    rate = np.asarray(variance / 8, np.float32)[:, None, None]
+    once = np.eye(length, dtype=np.float32) + rate * _second_difference(length)
     twice = once @ once
     return twice @ twice
 
 
 def _residuals(patch: Patch, covers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Covers (K, h, w) -> the weighted squared error of each (K,), at its least-squares amplitude (K,)."""
+    """Covers (K, h, w) -> weighted squared errors (K,) at the least-squares amplitudes (K,), and these."""
     weight, matte, flat = patch.weight.ravel(), patch.matte.ravel(), covers.reshape(len(covers), -1)
-    both, own = flat @ (weight * matte), np.square(flat) @ weight + 1e-6
-    return weight @ matte**2 - both**2 / own, both / own
+    cross, power = flat @ (weight * matte), np.square(flat) @ weight + 1e-6
+    return weight @ matte**2 - cross**2 / power, cross / power
 
 
 def fit(patch: Patch, refined: int = 4) -> tuple[dict[str, Fit], np.ndarray]:
-    """The likeliest shapes, at most `refined`, each in its best pose; and the residual of every one of SHAPES.
+    """The fits of the best shapes, at most `refined`; and the residual of each of SHAPES, (shapes,).
 
-    All shapes are tried at a few angles; pose and blur of the likeliest are then optimised.
+    All shapes are ranked at a few angles; pose and blur of the best are then optimised.
     """
     shapes, _ = _candidates()
-    poses, residual = _first(patch)
+    poses, residual = _initial(patch)
     firsts = [min(np.flatnonzero(shapes == shape), key=residual.__getitem__) for shape in range(len(SHAPES))]
     residuals = residual[firsts]
     likely = [shape for shape in residuals.argsort()[:refined] if residuals[shape] <= 2 * residuals.min() + 0.04]
@@ -119,8 +119,8 @@ def fit(patch: Patch, refined: int = 4) -> tuple[dict[str, Fit], np.ndarray]:
     return fits, residuals
 
 
-def _first(patch: Patch) -> tuple[np.ndarray, np.ndarray]:
-    """Poses (K, 5) of all candidates, from the area and the centroid of the matte; the residual of each (K,)."""
+def _initial(patch: Patch) -> tuple[np.ndarray, np.ndarray]:
+    """Poses (K, 5) of all candidates by the matte's area and centroid, and their residuals (K,)."""
     shapes, angles = _candidates()
     soft = np.clip(patch.matte * patch.weight, 0, None)
     area = float(soft.sum())
@@ -131,25 +131,24 @@ def _first(patch: Patch) -> tuple[np.ndarray, np.ndarray]:
     centres = x - (cos * off_x - sin * off_y), y - (sin * off_x + cos * off_y)
     poses = np.stack([*centres, np.log(radius), angles, np.zeros(len(shapes))], axis=-1)
     stride = 1 + (area > SUBSAMPLE_AREA)
-    some = Patch(
-        patch.matte[::stride, ::stride], patch.weight[::stride, ::stride], patch.x[::stride], patch.y[::stride]
-    )
-    energy = float((some.weight * some.matte**2).sum())
-    sharp = _draw(some, shapes, poses)
-    error, _ = _residuals(some, sharp)
+    cut = slice(None, None, stride)
+    sampled = Patch(patch.matte[cut, cut], patch.weight[cut, cut], patch.x[cut], patch.y[cut])
+    energy = float((sampled.weight * sampled.matte**2).sum())
+    sharp = _draw(sampled, shapes, poses)
+    error, _ = _residuals(sampled, sharp)
     for variance, shrink in BLUR_TRIALS if error.min() > SHARP_RESIDUAL * energy else ():
         tried = poses.copy()
         tried[:, 2] += math.log(shrink)
         tried[:, 4] = variance
-        drawn = sharp if shrink == 1 else _draw(some, shapes, tried)
-        new_error, _ = _residuals(some, _blur(drawn, np.array([variance / stride**2])))
+        drawn = sharp if shrink == 1 else _draw(sampled, shapes, tried)
+        new_error, _ = _residuals(sampled, _blur(drawn, np.array([variance / stride**2])))
         poses = np.where((new_error < error)[:, None], tried, poses)
         error = np.minimum(new_error, error)
     return poses, error / energy
 
 
 def _refine(patch: Patch, shapes: np.ndarray, poses: np.ndarray, rounds: int = 3):
-    """Gauss-Newton from each pose (K, 5): the residuals (K,), poses (K, 5) and covers (K, h, w) after it."""
+    """Gauss-Newton from each pose (K, 5) -> residuals (K,), poses (K, 5) and covers (K, h, w)."""
     max_angle = np.radians([TURNS[SHAPES[shape]] for shape in shapes]) + ANGLE_SLACK
     energy = float((patch.weight * patch.matte**2).sum())
     covers = _blur(_draw(patch, shapes, poses), poses[:, 4])
@@ -170,10 +169,10 @@ def _refine(patch: Patch, shapes: np.ndarray, poses: np.ndarray, rounds: int = 3
 
 
 def _step(patch: Patch, shapes: np.ndarray, poses: np.ndarray, covers: np.ndarray, amplitude: np.ndarray) -> np.ndarray:
-    """The step (K, 5) of each pose by damped least squares on the difference between cover and matte."""
+    """The damped Gauss-Newton step (K, 5) of each pose, with finite-difference derivatives."""
     count, weight = len(shapes), patch.weight.ravel()
-    moved = (poses[:, None] + np.diag(FINITE_STEPS)).reshape(-1, 5)
-    slopes = _blur(_draw(patch, np.repeat(shapes, 5), moved), moved[:, 4]).reshape(count, 5, -1)
+    shifted = (poses[:, None] + np.diag(FINITE_STEPS)).reshape(-1, 5)
+    slopes = _blur(_draw(patch, np.repeat(shapes, 5), shifted), shifted[:, 4]).reshape(count, 5, -1)
     flat = covers.reshape(count, 1, -1)
     slopes = np.concatenate([(slopes - flat) * amplitude[:, None, None], flat], axis=1)  # (K, 6, h * w)
     error = patch.matte.ravel() - amplitude[:, None] * flat[:, 0]

@@ -1,7 +1,6 @@
-"""Does a picture obey a scene? Each claim of the scene is compared with the objects detected in the picture.
+"""Grading: each claim of a scene is compared with the objects detected in a picture.
 
-The claims: of each group its count, and its shape, colour, size and place where specified; the relation; and the
-background.
+The claims are the count of each group, its specified shape, colour, size and place, the relation and the background.
 """
 
 from collections import Counter
@@ -19,7 +18,7 @@ from limner.world.scene import MAX_OBJECTS, RELATIONS, Group, Scene
 
 ATTRIBUTES = ("shape", "colour", "size", "place")  # the claims about each object of a group
 NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-MAX_PERMUTED = 7  # with more objects the count is wrong anyhow: each is assigned to the group that it matches best
+MAX_PERMUTED = 7  # with more objects the count is wrong in any case: each goes to the group that it matches best
 
 Assignment = tuple[tuple[DetectedObject, ...], ...]  # the objects of each group
 
@@ -27,8 +26,8 @@ Assignment = tuple[tuple[DetectedObject, ...], ...]  # the objects of each group
 class Claim(NamedTuple):
     """One claim of a scene and whether it is right. `group` is None for the relation and the background.
 
-    `kind` is count, shape, colour, size, place, relation or background. `found` is None where nothing corresponds:
-    no object, no known shape, no relation that holds.
+    `kind` is count, shape, colour, size, place, relation or background. `found` is None where no object, no known
+    shape or no relation corresponds.
     """
 
     kind: str
@@ -39,7 +38,7 @@ class Claim(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Every claim of a scene, what was detected, and which objects were assigned to each group."""
+    """The claims of a scene, the detection, and the objects assigned to each group."""
 
     scene: Scene
     claims: tuple[Claim, ...]
@@ -57,7 +56,7 @@ class Verdict(NamedTuple):
         return tuple(claim for claim in self.claims if not claim.right)
 
     def describe(self) -> str:
-        """In words: "obeyed", or "wanted two blue circles, found one"."""
+        """The verdict as text: "obeyed", or "wanted two blue circles, found one"."""
         return "; ".join(_complaints(self)) or "obeyed"
 
 
@@ -67,15 +66,15 @@ def grade(picture: Image.Image | np.ndarray, scene: Scene) -> Verdict:
 
 
 def judge(detection: Detection, scene: Scene) -> Verdict:
-    """Compare a detection with a scene. Of all assignments of objects to groups, the one with most right counts."""
+    """Compare a detection with a scene, by the assignment of objects to groups with the fewest wrong claims."""
 
-    def badness(verdict: Verdict) -> tuple[int, int]:
+    def cost(verdict: Verdict) -> tuple[int, int]:
         members = zip(verdict.members, scene.groups, strict=True)
         return len(verdict.wrong), sum(_mismatches(obj, group) for objects, group in members for obj in objects)
 
     assignments = _assignments(detection.objects, scene.groups)
     verdicts = (Verdict(scene, tuple(_claims(detection, scene, each)), detection, each) for each in assignments)
-    return min(verdicts, key=badness)
+    return min(verdicts, key=cost)
 
 
 def _assignments(objects: Sequence[DetectedObject], groups: Sequence[Group]) -> Iterator[Assignment]:
@@ -89,12 +88,12 @@ def _assignments(objects: Sequence[DetectedObject], groups: Sequence[Group]) -> 
 
 
 def _mismatches(obj: DetectedObject, group: Group) -> int:
-    """How many of the group's attributes the object does not have."""
+    """The number of the group's attributes that the object lacks."""
     return sum(getattr(group, kind) not in (None, getattr(obj, kind)) for kind in ATTRIBUTES)
 
 
 def _judged(objects: Sequence[DetectedObject], group: Group) -> list[DetectedObject]:
-    """The objects that the group's claims apply to: of more than its count the best matches only."""
+    """The objects that the group's claims apply to: the best matches, as many as its count, and ties."""
     mismatches = sorted(_mismatches(obj, group) for obj in objects)
     return [obj for obj in objects if _mismatches(obj, group) <= mismatches[: group.count][-1]]
 
@@ -118,20 +117,20 @@ def _claims(detection: Detection, scene: Scene, members: Assignment) -> Iterator
 
 
 def _relation(first: Sequence[DetectedObject], second: Sequence[DetectedObject]) -> str | None:
-    """The relation of the first objects to the second: every centre beyond every other, and the mean centres of both
-    farther apart along its axis than across it, so that at most one relation holds. None where none does."""
+    """The relation of the first objects to the second, or None: all centres are separated along its axis, and the mean
+    centres are farther apart along it than across, so that at most one relation holds."""
     if not first or not second:
         return None
-    near, far = (np.array([(obj.x, obj.y) for obj in objects]) for objects in (first, second))  # (n, 2)
-    apart = far.mean(0) - near.mean(0)
+    a, b = (np.array([(obj.x, obj.y) for obj in objects]) for objects in (first, second))  # (n, 2)
+    apart = b.mean(0) - a.mean(0)
     for name, axis in RELATIONS.items():
         along, across = apart @ axis, abs(apart @ axis[::-1])
-        if along > across and (near @ axis).max() < (far @ axis).min():
+        if along > across and (a @ axis).max() < (b @ axis).min():
             return name
     return None
 
 
-# ---- in words
+# ---- descriptions
 
 
 def _complaints(verdict: Verdict) -> Iterator[str]:
@@ -156,7 +155,7 @@ def _beside(relation: str) -> str:
 
 
 def _phrase(group: Group, place: bool = False) -> str:
-    """A small red star; two blue circles; an unspecified shape is a shape."""
+    """E.g. "a small red star"; the noun of an unspecified shape is "shape"."""
     noun = group.shape or ANY_SHAPE[0]
     words = " ".join(filter(None, [group.size, group.colour, noun if group.count == 1 else plural(noun)]))
     words = f"{article(words)} {words}" if group.count == 1 else f"{_number(group.count)} {words}"
@@ -169,7 +168,7 @@ def _found(kinds: set[str], group: Group, objects: Sequence[DetectedObject]) -> 
     if kinds == {"place"}:
         return f"it {PLACE_WORDS[objects[0].place][0]}"
     if len(objects) > MAX_OBJECTS:
-        return f"{_number(len(objects))} objects"  # a picture gone wrong: a list of them helps nobody
+        return f"{_number(len(objects))} objects"  # more than any scene has: not listed
     alike = Counter(
         Group(obj.shape or "blob", obj.colour, obj.size if group.size else None,
               place=obj.place if "place" in kinds else None)

@@ -1,7 +1,6 @@
-"""From scenes to sentences and back.
+"""The grammar of the world: `caption` draws a random sentence that states a scene, and `parse` inverts it.
 
-`caption` draws one of the many sentences that state a scene; `parse` inverts it, for these sentences and others like
-them: `parse(caption(scene, random)) == scene`.
+`parse(caption(scene, random)) == scene`; other sentences of the grammar are parsed too.
 """
 
 import re
@@ -32,14 +31,14 @@ LIMITS = (
 
 
 class NotUnderstood(LimnerError):
-    """A prompt outside the grammar: a model may paint it, but it cannot be graded."""
+    """A prompt outside the grammar, which cannot be graded."""
 
 
-# ---- from scenes to words
+# ---- generation
 
 
 def _pick(words: tuple[str, ...], random: Random, canonical: float = 0.6) -> str:
-    """The canonical word, the first, with that probability; else one of its synonyms."""
+    """The canonical (first) word with probability `canonical`, else a synonym."""
     return words[0] if len(words) == 1 or random.random() < canonical else random.choice(words[1:])
 
 
@@ -73,7 +72,7 @@ def _placed(group: Group, random: Random) -> str:
 
 
 def caption(scene: Scene, random: Random) -> str:
-    """One of the many sentences that state the specified attributes of `scene`, and no others."""
+    """A random sentence that states exactly the specified attributes of `scene`."""
     if scene.relation is None:
         text = random.choice((" and ", ", ", " and ", " with ")).join(_placed(group, random) for group in scene.groups)
     else:
@@ -99,11 +98,11 @@ def caption(scene: Scene, random: Random) -> str:
     return f"{_pick(OPENINGS, random)} {text}" if opened else text
 
 
-# ---- from words to scenes
+# ---- parsing
 
 
 def split_phrases(prompt: str) -> list[Word]:
-    """The phrases of a prompt, by longest match, without fillers. NotUnderstood names the first unknown word."""
+    """The phrases of a prompt by longest match, fillers removed. NotUnderstood names the first unknown word."""
     words = re.findall(r"[\w']+|,", re.sub(r"[-_]", " ", prompt.lower()))
     known, phrases, at = lexicon(), [], 0
     while at < len(words):
@@ -119,8 +118,8 @@ def split_phrases(prompt: str) -> list[Word]:
 
 
 def _unknown_word(word: str) -> str:
-    """The message for a word that is unknown (with the nearest known), or known only as part of a phrase."""
-    parts = {part: " ".join(phrase) for phrase in reversed(lexicon()) for part in phrase}  # the first phrase stays
+    """The message for an unknown word, with the nearest known one, or for one known only within a phrase."""
+    parts = {part: " ".join(phrase) for phrase in reversed(lexicon()) for part in phrase}  # the first phrase wins
     if word in parts:
         return f"{word!r} is understood only as in {parts[word]!r}."
     near = get_close_matches(word, parts, 1)
@@ -128,12 +127,12 @@ def _unknown_word(word: str) -> str:
 
 
 def parse(prompt: str) -> Scene:
-    """The scene that a prompt states. NotUnderstood where it is no sentence of the grammar, or an impossible scene."""
+    """The scene that a prompt states. NotUnderstood outside the grammar, or for an impossible scene."""
     return _Parser(prompt).scene()
 
 
 class _Parser:
-    """Recursive descent over the words of one prompt."""
+    """A recursive-descent parser of one prompt."""
 
     def __init__(self, prompt: str) -> None:
         self.prompt, self.words, self.at = prompt, split_phrases(prompt), 0
@@ -143,15 +142,15 @@ class _Parser:
         at = self.at + ahead
         return self.words[at].kind if at < len(self.words) else "end"
 
-    def take(self, *kinds: str) -> Word | None:
-        """The next word where it is of one of these kinds."""
+    def accept(self, *kinds: str) -> Word | None:
+        """Consume the next word if it is of one of these kinds."""
         if self.kind() not in kinds:
             return None
         self.at += 1
         return self.words[self.at - 1]
 
-    def need(self, kind: str, expected: str) -> Word:
-        word = self.take(kind)
+    def expect(self, kind: str, expected: str) -> Word:
+        word = self.accept(kind)
         return word if word is not None else self.fail(expected)
 
     def fail(self, expected: str):
@@ -161,18 +160,18 @@ class _Parser:
         raise NotUnderstood(f"expected {expected} {found} of {self.prompt!r}. This world knows {LIMITS}")
 
     def scene(self) -> Scene:
-        self.ground()
-        self.take("opening")
-        self.take("there is")
-        if relation := self.take("relation"):  # above a circle there is a star
+        self.parse_background()
+        self.accept("opening")
+        self.accept("there is")
+        if relation := self.accept("relation"):  # above a circle there is a star
             second = self.group()
-            self.take("and")
-            self.take("there is")
+            self.accept("and")
+            self.accept("there is")
             groups: tuple[Group, ...] = (self.group(), second)
             name = relation.value
         else:
             groups, name = self.groups()
-        self.ground()
+        self.parse_background()
         if self.kind() != "end":
             self.fail("nothing more")
         try:
@@ -182,83 +181,83 @@ class _Parser:
 
     def groups(self) -> tuple[tuple[Group, ...], str | int | None]:
         first = self.group()
-        joined = self.ground()
-        self.take("is")
-        if relation := self.take("relation"):
+        has_and = self.parse_background()
+        self.accept("is")
+        if relation := self.accept("relation"):
             return (first, self.group()), relation.value
         if self.kind() == "end":
             return (first,), None
-        if not joined:
-            self.need("and", "'and', a relation or a place")
-        self.ground()
+        if not has_and:
+            self.expect("and", "'and', a relation or a place")
+        self.parse_background()
         if self.kind() == "end":
             return (first,), None
         second = self.group()
-        self.take("is")
+        self.accept("is")
         if self.kind() == "relation" and self.kind(1) == "it":  # a circle with a star above it
-            relation = self.take("relation")
-            self.take("it")
+            relation = self.accept("relation")
+            self.accept("it")
             return (second, first), relation.value if relation else None
         return (first, second), None
 
-    def ground(self) -> bool:
-        """on a blue background, against blue, on blue; or nothing. Whether an "and" follows."""
+    def parse_background(self) -> bool:
+        """An optional "on a blue background", "against blue" ...; whether an "and" follows it."""
         start = self.at
-        self.take("and")
-        if self.take("on", "in colour"):
-            self.take("number")
-            colour = self.take("colour")
-            if colour and (self.take("background") or self.kind() in ("end", "and")):
+        self.accept("and")
+        if self.accept("on", "in colour"):
+            self.accept("number")
+            colour = self.accept("colour")
+            if colour and (self.accept("background") or self.kind() in ("end", "and")):
                 if self.background is not None:
                     raise NotUnderstood(f"{self.prompt!r} speaks of two backgrounds")
                 self.background = str(colour.value)
-                return self.take("and") is not None
+                return self.accept("and") is not None
         self.at = start
         return False
 
     def group(self) -> Group:
-        place = self.take("place")
-        self.take("and")
-        self.take("there is")
-        number = self.take("number")
+        place = self.accept("place")
+        self.accept("and")
+        self.accept("there is")
+        number = self.accept("number")
         attributes: dict[str, str | None] = {}
-        while word := self.take("size", "colour"):
-            self.note(attributes, word)
-        noun = self.take("shape", "shapes") or self.fail("a shape")
+        while word := self.accept("size", "colour"):
+            self.set_attribute(attributes, word)
+        noun = self.accept("shape", "shapes") or self.fail("a shape")
         if noun.kind == "shapes" and (number is None or number.value == 1):
-            raise NotUnderstood(f"say how many {noun.text}: one to four")
-        self.described(attributes)
-        self.take("is")
-        after = self.take("place")
+            raise NotUnderstood(f"how many {noun.text}? expected one to four")
+        self.postmodifiers(attributes)
+        self.accept("is")
+        after = self.accept("place")
         if place and after:
             raise NotUnderstood(f"{self.prompt!r} puts one object in two places")
-        spot, count = place or after, int(number.value or 1) if number else 1
+        place, count = place or after, int(number.value or 1) if number else 1
         colour, size = attributes.get("colour"), attributes.get("size")
-        return Group(noun.value, colour, size, count, spot.value if spot else None)  # type: ignore[arg-type]
+        return Group(noun.value, colour, size, count, place.value if place else None)  # type: ignore[arg-type]
 
-    def described(self, attributes: dict[str, str | None]) -> None:
-        """The attributes after the noun: that is small and red, of small size, coloured red."""
-        if self.take("that is"):
-            while word := self.take("size", "colour"):
-                self.note(attributes, word)
+    def postmodifiers(self, attributes: dict[str, str | None]) -> None:
+        """Optional attributes after the noun: "that is small and red", "of small size", "coloured red"."""
+        if self.accept("that is"):
+            while word := self.accept("size", "colour"):
+                self.set_attribute(attributes, word)
                 if self.kind() == "and" and self.kind(1) in ("size", "colour") and not self.starts_group(1):
-                    self.take("and")
-        elif self.take("of size"):
-            first = self.take("size itself")  # of size small, of small size
-            self.note(attributes, self.need("size", "a size"))
+                    self.accept("and")
+        elif self.accept("of size"):
+            first = self.accept("size itself")  # of size small, of small size
+            self.set_attribute(attributes, self.expect("size", "a size"))
             if first is None:
-                self.need("size itself", "'size'")
+                self.expect("size itself", "'size'")
         elif self.kind() == "in colour" and self.kind(1) == "colour" and self.kind(2) != "background":
             self.at += 1
-            self.note(attributes, self.need("colour", "a colour"))
+            self.set_attribute(attributes, self.expect("colour", "a colour"))
 
     def starts_group(self, ahead: int) -> bool:
-        """Whether adjectives and then a noun come next: another group, not more attributes of this one."""
+        """Whether adjectives and a noun follow, which begin another group."""
         while self.kind(ahead) in ("size", "colour"):
             ahead += 1
         return self.kind(ahead) in ("shape", "shapes")
 
-    def note(self, attributes: dict[str, str | None], word: Word) -> None:
+    def set_attribute(self, attributes: dict[str, str | None], word: Word) -> None:
         if word.kind in attributes:
             both = f"{attributes[word.kind]}, {word.value}"
             raise NotUnderstood(f"{self.prompt!r} gives one object two {word.kind}s: {both}")

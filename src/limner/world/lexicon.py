@@ -1,4 +1,4 @@
-"""The words of the world: for each value its words, the canonical one first; articles and plurals."""
+"""The lexicon of the world: synonyms of each value, the canonical one first; articles and plurals."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -66,7 +66,7 @@ assert {*RELATION_WORDS} == {*RELATIONS} and {*PLACE_WORDS} == {*PLACES}
 
 
 class Word(NamedTuple):
-    """A word or phrase of a prompt: its kind, its value, and its spelling there."""
+    """A word or phrase of a prompt: kind, value and spelling."""
 
     kind: str
     value: str | int | None = None
@@ -74,25 +74,21 @@ class Word(NamedTuple):
 
 
 def article(word: str) -> str:
-    """a or an, by sound as far as the spelling tells: an owl, an 8; a one, a unicorn."""
-    sounds_like_a_consonant = word.lower().startswith(("one", "uni", "use", "eu", "ew"))
-    return (
-        "an"
-        if word.lower().startswith((*"aeiou8", "11", "18", "hour", "x-ray", "x ray")) and not sounds_like_a_consonant
-        else "a"
-    )
+    """a or an, by approximate pronunciation: an owl, an 8; a one, a unicorn."""
+    word = word.lower()
+    if word.startswith(("one", "uni", "use", "eu", "ew")):
+        return "a"
+    return "an" if word.startswith((*"aeiou8", "11", "18", "hour", "x-ray", "x ray")) else "a"
 
 
 def plural(noun: str) -> str:
     """The plural of a shape's word."""
-    if noun.endswith(("s", "x", "sh", "ch")):
-        return noun + "es"
-    return noun + "s"
+    return noun + ("es" if noun.endswith(("s", "x", "sh", "ch")) else "s")
 
 
 @lru_cache(maxsize=1)
 def lexicon() -> dict[tuple[str, ...], Word]:
-    """Every phrase that the grammar knows: a tuple of lower-case words -> its kind and value."""
+    """Every phrase of the grammar: a tuple of lower-case words -> its kind and value."""
     known: dict[tuple[str, ...], Word] = {}
 
     def add(kind: str, value: str | int | None, *phrases: str) -> None:

@@ -1,4 +1,4 @@
-"""Rendering: `layout` draws each object's position, radius, angle and shade at random; `draw` rasterises in batches.
+"""Rendering: `layout` samples each object's position, radius, angle and shade; `draw` rasterises in batches.
 
 Units: positions and radii are shares of the picture's side, y downwards.
 """
@@ -32,19 +32,19 @@ class Object(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What determines a picture: objects and background colour."""
+    """Objects and background colour, which determine a picture."""
 
     objects: list[Object]
     background: tuple[float, float, float]
 
 
 def layout(scene: Scene, random: Random) -> Layout:
-    """The objects of a complete scene, group after group, with all that the scene leaves open drawn at random."""
+    """The objects of a complete scene, group by group, with random geometry and shades."""
     members = [group for group in scene.groups for _ in range(group.count)]
     radii = [SIZES[group.size or "medium"] * random.uniform(0.94, 1.06) for group in members]
-    spots = _spots(scene, members, radii, random)
+    centres = _centres(scene, members, radii, random)
     objects = []
-    for group, radius, (x, y) in zip(members, radii, spots, strict=True):
+    for group, radius, (x, y) in zip(members, radii, centres, strict=True):
         assert group.shape is not None and group.colour is not None
         turn = math.radians(shapes.TURNS[group.shape])
         objects.append(Object(group.shape, x, y, radius, random.uniform(-turn, turn), _shade(group.colour, random)))
@@ -57,65 +57,64 @@ def _shade(colour: str, random: Random) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _spots(scene: Scene, members: list[Group], radii: list[float], random: Random) -> list[tuple[float, float]]:
-    """The centres of the objects, by rejection sampling; every third proposal is on a grid, for tight scenes."""
+def _centres(scene: Scene, members: list[Group], radii: list[float], random: Random) -> list[tuple[float, float]]:
+    """The centres of the objects, by rejection sampling; every third proposal is on a grid, for crowded scenes."""
     placed = any(group.place for group in members)
     for attempt in range(300):
         if attempt % 3 < 2 or placed or len(members) == 1:
-            spots = _scattered(scene, members, radii, random)
+            centres = _scattered(scene, members, radii, random)
         else:
-            spots = _on_grid(scene, members, random)
-        if _clear(spots, radii) and (scene.relation is None or _related(scene, spots, radii)):
-            return spots
+            centres = _on_grid(scene, members, random)
+        if _clear(centres, radii) and (scene.relation is None or _related(scene, centres, radii)):
+            return centres
     raise LimnerError(f"no room was found for the objects of {scene}")
 
 
 def _scattered(scene: Scene, members: list[Group], radii: list[float], random: Random) -> list[tuple[float, float]]:
-    """Each centre near its place, or anywhere; the groups of a relation on either side of a random line."""
+    """Centres near their places, or uniform; the groups of a relation on either side of a random line."""
     dx, dy = RELATIONS.get(scene.relation or "", (0, 0))
     line = random.uniform(0.3, 0.7)
-    spots = []
+    centres = []
     for k, (group, radius) in enumerate(zip(members, radii, strict=True)):
         if group.place is not None:
             x, y = PLACES[group.place]
-            spots.append(
-                (x + random.uniform(-PLACE_JITTER, PLACE_JITTER), y + random.uniform(-PLACE_JITTER, PLACE_JITTER))
-            )
+            dx_jitter, dy_jitter = (random.uniform(-PLACE_JITTER, PLACE_JITTER) for _ in "xy")
+            centres.append((x + dx_jitter, y + dy_jitter))
             continue
         low, high = radius * 1.1 + 0.01, 0.99 - radius * 1.1
         side = 1 if k < scene.groups[0].count else -1  # -1: beyond the line, along the relation's axis
         ends = {0: (low, high), 1: (low, max(low, line - radius)), -1: (min(high, line + radius), high)}
-        spots.append((random.uniform(*ends[side * dx]), random.uniform(*ends[side * dy])))
-    return spots
+        centres.append((random.uniform(*ends[side * dx]), random.uniform(*ends[side * dy])))
+    return centres
 
 
 def _on_grid(scene: Scene, members: list[Group], random: Random) -> list[tuple[float, float]]:
     corners = random.sample([(0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)], len(members))
     dx, dy = RELATIONS.get(scene.relation or "", (0, 0))
-    spots = []
+    centres = []
     for group, (x, y) in zip(members, corners, strict=True):
         if group.count == 1 and len(members) > 2:  # a single object is centred opposite the others
             x, y = (0.5 if dy else x), (0.5 if dx else y)
-        spots.append((x + random.uniform(-0.01, 0.01), y + random.uniform(-0.01, 0.01)))
-    return spots
+        centres.append((x + random.uniform(-0.01, 0.01), y + random.uniform(-0.01, 0.01)))
+    return centres
 
 
-def _clear(spots: Sequence[tuple[float, float]], radii: Sequence[float]) -> bool:
-    for i in range(len(spots)):
+def _clear(centres: Sequence[tuple[float, float]], radii: Sequence[float]) -> bool:
+    for i in range(len(centres)):
         for j in range(i):
             apart = 1.08 * (radii[i] + radii[j]) + MIN_GAP
-            if (spots[i][0] - spots[j][0]) ** 2 + (spots[i][1] - spots[j][1]) ** 2 < apart * apart:
+            if (centres[i][0] - centres[j][0]) ** 2 + (centres[i][1] - centres[j][1]) ** 2 < apart * apart:
                 return False
     return True
 
 
-def _related(scene: Scene, spots: Sequence[tuple[float, float]], radii: Sequence[float]) -> bool:
-    """Whether the relation holds with a margin: the groups apart along its axis, and little displaced across it."""
+def _related(scene: Scene, centres: Sequence[tuple[float, float]], radii: Sequence[float]) -> bool:
+    """Whether the relation holds with a margin: groups separated along its axis, hardly displaced across it."""
     assert scene.relation is not None
     dx, dy = RELATIONS[scene.relation]
     n = scene.groups[0].count
-    along = [x * dx + y * dy for x, y in spots]
-    across = [x * abs(dy) + y * abs(dx) for x, y in spots]
+    along = [x * dx + y * dy for x, y in centres]
+    across = [x * abs(dy) + y * abs(dx) for x, y in centres]
     space = min(a - r for a, r in zip(along[n:], radii[n:], strict=True))
     space -= max(a + r for a, r in zip(along[:n], radii[:n], strict=True))
     far = sum(along[n:]) / len(along[n:]) - sum(along[:n]) / n
@@ -126,10 +125,10 @@ def _related(scene: Scene, spots: Sequence[tuple[float, float]], radii: Sequence
 def draw(layouts: Sequence[Layout], size: int) -> np.ndarray:
     """The pictures of layouts, anti-aliased: uint8 (B, size, size, 3)."""
     margin = _window(max(SIZES.values()) * 1.06, size)
-    side = size + 2 * margin  # so that no window is clipped
+    side = size + 2 * margin  # padded, so that no window is clipped
     pictures = np.empty((len(layouts), side, side, 3), np.float32)
     pictures[:] = np.array([each.background for each in layouts], np.float32)[:, None, None]
-    # One batch: objects whose windows have the same size, at most one of each picture.
+    # A batch has objects with windows of one size, at most one per picture.
     batches: dict[tuple[int, int], list[tuple[int, Object]]] = {}
     for row, each in enumerate(layouts):
         for slot, obj in enumerate(each.objects):
@@ -141,7 +140,7 @@ def draw(layouts: Sequence[Layout], size: int) -> np.ndarray:
 
 
 def _window(radius: float, size: int) -> int:
-    """Side in pixels of a square that contains an object, rounded up to few distinct values."""
+    """Side in pixels of a square that contains an object, rounded up to a multiple, for larger batches."""
     step = max(4, size // 16)
     return math.ceil((2 * shapes.REACH * radius * size + 2) / step) * step
 
@@ -166,5 +165,5 @@ def _blend(pictures: np.ndarray, margin: int, size: int, window: int, members: l
 
 
 def render(scenes: Sequence[Scene], size: int, seeds: Sequence[int]) -> np.ndarray:
-    """Complete scenes -> pictures, uint8 (B, size, size, 3); the seed of each determines its layout."""
+    """Complete scenes -> pictures, uint8 (B, size, size, 3); `seeds` determine the layouts."""
     return draw([layout(scene, Random(seed)) for scene, seed in zip(scenes, seeds, strict=True)], size)

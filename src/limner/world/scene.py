@@ -1,8 +1,7 @@
 """Scenes: a background and one to four objects, in one group ("three blue circles") or two.
 
-An attribute that is None is unspecified: "a red star" leaves size, place and background open. `complete` draws the
-unspecified attributes, so that a scene can be rendered; `random_scene` draws complete scenes. Pure Python, all draws
-by `random.Random`.
+An attribute that is None is unspecified: "a red star" specifies no size, place or background. `complete` samples
+unspecified attributes, as rendering needs; `random_scene` samples complete scenes. All draws are by `random.Random`.
 """
 
 import math
@@ -38,7 +37,7 @@ RELATIONS = {"above": (0, 1), "below": (0, -1), "left of": (1, 0), "right of": (
 OPPOSITE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
 MAX_OBJECTS = 4  # in a picture
 
-# Left out of training, so that obeying it is composition and not memory. A relation is held out both ways round.
+# Held out of training, to measure compositional generalisation. A relation is held out with its inverse too.
 HELD_OUT_PAIRS = frozenset(
     {("star", "purple"), ("heart", "green"), ("circle", "brown"), ("square", "pink"), ("triangle", "white"),
      ("diamond", "red"), ("cross", "yellow"), ("ring", "blue"), ("crescent", "black")}
@@ -52,7 +51,7 @@ HELD_OUT_RELATIONS = frozenset(
 
 @dataclass(frozen=True)
 class Group:
-    """Objects with the same attributes. Only a single object has a `place`."""
+    """`count` objects with the same attributes. Only a single object has a `place`."""
 
     shape: str | None = None
     colour: str | None = None
@@ -83,7 +82,7 @@ def _problems(scene: Scene) -> Iterator[str]:
     if scene.relation is not None and len(groups) != 2:
         yield f"{scene.relation!r} needs two kinds of objects"
     if any(group.place and (group.count > 1 or scene.relation) for group in groups):
-        yield "a place is said of one object at a time, and not beside a relation"
+        yield "a place is of one object at a time, and not beside a relation"
     if len(groups) == 2:
         first, second = groups
         if first.place and first.place == second.place:
@@ -93,7 +92,7 @@ def _problems(scene: Scene) -> Iterator[str]:
             if SIZES[first.size or "small"] + SIZES[second.size or "small"] > 0.93 * room:
                 yield f"objects so large do not fit at {first.place} and {second.place}"
         if (first.shape, first.colour, first.size) == (second.shape, second.colour, second.size):
-            yield "the two kinds of objects are alike; say them as one, with their number"
+            yield "the two kinds of objects are equal; make them one group with a count"
         if any(group.count == 3 and group.size in ("medium", "large") for group in groups):
             yield "three objects beside another must be small: larger ones do not fit"
     if scene.background and any(group.colour == scene.background for group in groups):
@@ -106,7 +105,7 @@ def is_complete(scene: Scene) -> bool:
 
 
 def held_out(scene: Scene) -> list[str]:
-    """The held-out pairs, counts and relations in the scene, in words; empty for a scene that may be trained on."""
+    """The held-out pairs, counts and relations in the scene, as text; empty for a training scene."""
     found = [f"{g.colour} {g.shape}" for g in scene.groups if (g.shape, g.colour) in HELD_OUT_PAIRS]
     found += [f"{g.count} of {g.shape}" for g in scene.groups if (g.shape, g.count) in HELD_OUT_COUNTS]
     if scene.relation is not None:
@@ -117,7 +116,7 @@ def held_out(scene: Scene) -> list[str]:
 
 
 def complete(scene: Scene, random: Random) -> Scene:
-    """`scene` with every unspecified attribute drawn at random. The draws add nothing that is held out."""
+    """`scene` with every unspecified attribute sampled, so that no held-out composition is added."""
     if is_complete(scene) and (scene.relation or all(g.place or g.count > 1 for g in scene.groups)):
         return scene
     for _ in range(1000):
@@ -139,20 +138,13 @@ def _fill(scene: Scene, random: Random) -> Scene:
             place = random.choice([name for name in PLACES if name not in places])
             places.append(place)
         size = group.size or random.choice(tuple(SIZES) if group.count < 3 or len(scene.groups) == 1 else ("small",))
-        groups.append(
-            replace(
-                group,
-                shape=group.shape or random.choice(SHAPES),
-                colour=group.colour or random.choice(tuple(COLOURS)),
-                size=size,
-                place=place,
-            )
-        )
+        shape, colour = group.shape or random.choice(SHAPES), group.colour or random.choice(tuple(COLOURS))
+        groups.append(Group(shape, colour, size, group.count, place))
     return Scene(tuple(groups), scene.relation, scene.background or _background(random))
 
 
 def _background(random: Random) -> str:
-    """Half of the pictures are on white, grey or black, the others on any colour."""
+    """White, grey or black with probability 1/2, else any colour."""
     return random.choice(("white", "white", "black", "grey") if random.random() < 0.5 else tuple(COLOURS))
 
 
@@ -160,18 +152,18 @@ KINDS = {"one": 0.3, "count": 0.15, "relation": 0.4, "places": 0.15}
 
 
 def random_scene(random: Random, kind: str | None = None) -> Scene:
-    """A complete scene for training: one object, two to four alike, two groups in a relation, or two places."""
+    """A complete training scene of a kind in KINDS: one object, several alike, a relation, or two places."""
     kind = kind or random.choices(tuple(KINDS), tuple(KINDS.values()))[0]
-    while held_out(scene := _open(kind, random)):
+    while held_out(scene := _sketch(kind, random)):
         pass
     return complete(scene, random)
 
 
 def random_held_out(random: Random, kind: str) -> Scene:
-    """A complete scene of that kind with a held-out pair, count or relation."""
+    """A complete scene of this kind with a held-out pair, count or relation."""
     ways = ["pair"] + ["count"] * (kind == "count") + ["relation"] * (kind == "relation")
     while True:
-        scene = _open(kind, random)
+        scene = _sketch(kind, random)
         (group, *others), relation, way = scene.groups, scene.relation, random.choice(ways)
         if way == "pair":
             shape, colour = random.choice(sorted(HELD_OUT_PAIRS))
@@ -187,12 +179,12 @@ def random_held_out(random: Random, kind: str) -> Scene:
             groups, relation = groups[::-1], OPPOSITE[relation]
         try:
             return complete(Scene(groups, relation), random)
-        except LimnerError:  # the two came out alike
+        except LimnerError:  # the two groups are equal
             continue
 
 
-def _open(kind: str, random: Random) -> Scene:
-    """A scene of that kind with counts and relation drawn, of two groups shapes and colours too; the rest is open."""
+def _sketch(kind: str, random: Random) -> Scene:
+    """A scene with counts and relation sampled, and for two groups shapes and colours; the rest unspecified."""
     shapes = random.sample(SHAPES, 2) if random.random() < 0.8 else [random.choice(SHAPES)] * 2
     colours = random.sample(tuple(COLOURS), 2)
     if kind in ("one", "count"):

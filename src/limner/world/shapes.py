@@ -1,4 +1,4 @@
-"""The shapes as signed distances to their outlines: closed forms, sampled once into tables for interpolation."""
+"""The shapes as signed distance functions, sampled once into tables for bilinear interpolation."""
 
 from functools import lru_cache
 
@@ -10,11 +10,11 @@ REACH = 1.3  # tables cover [-REACH, REACH] in units of the object's radius
 CELLS = 129  # samples along each side of a table
 TURNS = {"circle": 0, "square": 8, "triangle": 10, "star": 18, "heart": 12, "diamond": 8, "cross": 12, "ring": 0,
          "crescent": 18}  # fmt: skip
-"""Largest rotation of a shape to either side, in degrees: beyond it a square is a diamond."""
+"""Largest rotation of a shape to either side, in degrees; beyond it a square would be a diamond."""
 
 
 def polygon(points: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Signed distance of (x, y) to a closed polygon with corners `points` (n, 2): negative inside."""
+    """Signed distance of points (x, y) to the polygon with corners `points` (n, 2): negative inside."""
     nearest, inside = np.full(x.shape, np.inf), np.zeros(x.shape, bool)
     for (ax, ay), (bx, by) in zip(points, np.roll(points, -1, axis=0), strict=True):
         dx, dy = bx - ax, by - ay
@@ -52,7 +52,7 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return polygon(
             _corners(np.arange(10) * turn / 10, np.where(np.arange(10) % 2, 0.5, 1.2)) + np.array([0, 0.05]), x, y
         )
-    t = np.linspace(0, turn, 120, endpoint=False)  # the classic heart curve, its point downwards
+    t = np.linspace(0, turn, 120, endpoint=False)  # the parametric heart curve, its tip downwards
     heart = np.stack(
         [16 * np.sin(t) ** 3, -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)) - 2.5], axis=-1
     )

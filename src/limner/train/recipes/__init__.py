@@ -1,1 +1,1 @@
-"""The shipped recipes, one file each: RECIPE, and at the top of the file what it gave when it was run."""
+"""The shipped recipes, one file each: RECIPE, and a docstring with command, machine, steps and result."""

@@ -5,22 +5,16 @@ loss over 10 steps 0.3120, pictures still noise. The curve is in docs/experiment
 """
 
 from limner.data.sources import Source
-from limner.nets.dit import DiTConfig
+from limner.nets.configs import DiTConfig
 from limner.train.recipe import Recipe, TextRecipe
 
 RECIPE = Recipe(
     data=Source("cifar10"),
     output="runs/cifar10-text",
-    size=32,
-    channels=3,
     flip=True,
-    condition="text",
     network=DiTConfig(patch_size=4, hidden_size=256, depth=6, num_heads=8),
-    text=TextRecipe(hidden_size=512, layers=2, num_heads=8, length=16, vocab_size=1000),
-    dropout=0.1,
+    text=TextRecipe(hidden_size=512, num_heads=8),
     steps=30 * 50_000 // 64,
-    batch_size=64,
-    lr=1e-4,
     sample_prompts=(
         "a photo of an airplane", "a photo of a car", "a photo of a bird", "a photo of a cat", "a photo of a deer",
         "a photo of a dog", "a photo of a frog", "a photo of a horse", "a photo of a ship", "a photo of a truck",

@@ -5,7 +5,7 @@ loss over 50 steps 0.3529. The curve is in docs/experiments.md.
 """
 
 from limner.data.sources import Source
-from limner.nets.dit import DiTConfig
+from limner.nets.configs import DiTConfig
 from limner.train.recipe import Recipe
 
 RECIPE = Recipe(
@@ -15,9 +15,7 @@ RECIPE = Recipe(
     channels=1,
     condition="class",
     network=DiTConfig(patch_size=4, hidden_size=128, depth=6, num_heads=4),
-    dropout=0.1,
     steps=4000,
-    batch_size=64,
     lr=1e-3,
     schedule="cosine",
 )

@@ -5,7 +5,7 @@ loss over 50 steps 0.4713. The curve is in docs/experiments.md.
 """
 
 from limner.data.sources import Source
-from limner.nets.dit import DiTConfig
+from limner.nets.configs import DiTConfig
 from limner.train.recipe import Recipe
 
 RECIPE = Recipe(
@@ -16,7 +16,6 @@ RECIPE = Recipe(
     condition="none",
     network=DiTConfig(patch_size=4, hidden_size=192, depth=6, num_heads=6),
     steps=6000,
-    batch_size=64,
     lr=5e-4,
     schedule="cosine",
 )

@@ -5,7 +5,7 @@ images/s, mean loss over 100 steps 0.3329, pictures of strokes. The curve is in 
 """
 
 from limner.data.sources import Source
-from limner.nets.dit import DiTConfig
+from limner.nets.configs import DiTConfig
 from limner.train.recipe import Recipe
 
 RECIPE = Recipe(
@@ -16,7 +16,6 @@ RECIPE = Recipe(
     condition="none",
     network=DiTConfig(patch_size=7, hidden_size=128, depth=4, num_heads=4),
     steps=2000,
-    batch_size=64,
     lr=1e-3,
     schedule="cosine",
 )

@@ -6,7 +6,7 @@ to 172 images/s, mean loss over 50 steps 0.1348 at the last.
 """
 
 from limner.data.sources import Source
-from limner.nets.dit import DiTConfig
+from limner.nets.configs import DiTConfig
 from limner.train.recipe import Recipe, TextRecipe
 
 RECIPE = Recipe(
@@ -16,16 +16,13 @@ RECIPE = Recipe(
     autoencoder="shipped",
     cache=72_000,
     network=DiTConfig(patch_size=4, hidden_size=256, depth=5, num_heads=8, conv_channels=64),
-    text=TextRecipe(hidden_size=128, layers=2, num_heads=4, length=48, vocab_size=1000),
+    text=TextRecipe(length=48),
     steps=20_000,
-    batch_size=64,
     shift=2.0,
     lr=1.5e-3,
     warmup=300,
     schedule="cosine",
-    ema=0.999,
     precision="bf16",
-    save_every=1000,
     sample_every=2000,
     grade=50,
     sample_prompts=("a large red heart in the centre on a white background", "a small blue star in the top left",

@@ -2,11 +2,11 @@
 
 limner train world-text, then limner train world-quick, two CPU cores (EPYC, Zen 4), bfloat16, compiled: 6,500 steps of
 64 at 179 to 385 images/s, mean loss over 50 steps 0.0862, 62 of 100 prompts obeyed after 28 minutes, measured when both
-were one command. What made it learn where things are stands in docs/experiments.md.
+were one command. Ablations are in docs/experiments.md.
 """
 
 from limner.data.sources import Source
-from limner.nets.dit import DiTConfig
+from limner.nets.configs import DiTConfig
 from limner.train.recipe import Recipe, TextRecipe
 
 RECIPE = Recipe(
@@ -20,7 +20,6 @@ RECIPE = Recipe(
     ),
     text=TextRecipe(pretrained="runs/world-text"),
     steps=6500,
-    batch_size=64,
     dropout=0.03,
     shift=2.0,
     lr=4e-3,

@@ -1,7 +1,7 @@
-"""A text encoder of the captioned world, trained by contrast with the latents of the shipped autoencoder.
+"""A text encoder of the captioned world, pre-trained contrastively with the latents of the shipped autoencoder.
 
-As the first part of `world-quick`, on two CPU cores (EPYC, Zen 4, bfloat16): 800 steps of 256, 98% of the captions of
-a batch were found for their pictures in the end.
+limner train world-text, two CPU cores (EPYC, Zen 4), bfloat16: 800 steps of 256, run as the first part of an earlier
+`world-quick`; retrieval accuracy 98% among the 256 captions of a batch.
 """
 
 from limner.data.sources import Source
@@ -13,7 +13,7 @@ RECIPE = ContrastiveRecipe(
     size=64,
     autoencoder="shipped",
     cache=24_000,
-    text=TextRecipe(hidden_size=128, layers=2, num_heads=4, length=48, vocab_size=1000),
+    text=TextRecipe(length=48),
     steps=800,
     batch_size=256,
     lr=3e-3,

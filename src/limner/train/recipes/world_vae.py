@@ -15,8 +15,6 @@ RECIPE = AutoencoderRecipe(
     output="runs/world-vae",
     size=64,
     network=replace(SMALL_AUTOENCODER, latent_channels=8),
-    kl=1e-6,
-    edges=1.0,
     steps=6500,
     batch_size=16,
     precision="bf16",
@@ -24,6 +22,4 @@ RECIPE = AutoencoderRecipe(
     warmup=100,
     schedule="cosine",
     ema=0.998,
-    save_every=1000,
-    sample_every=1000,
 )
