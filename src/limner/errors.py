@@ -4,6 +4,7 @@ Every message names what was wrong, where, what was expected and what to do. The
 a traceback and exits with status 2.
 """
 
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -14,6 +15,13 @@ class LimnerError(ValueError):
 
 class LimnerWarning(UserWarning):
     """A setting that has no effect. The command line prints it and goes on."""
+
+
+def warn_no_effect(reason: str, **options: object) -> None:
+    """Warn of each option that is set and has no effect with `reason`."""
+    for name, value in options.items():
+        if value:
+            warnings.warn(f"the {name.replace('_', ' ')} has no effect with {reason}", LimnerWarning, stacklevel=4)
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> LimnerError:

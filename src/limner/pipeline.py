@@ -1,6 +1,5 @@
 """Pipeline: prompts in, pictures out, each with its generation parameters."""
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
@@ -12,7 +11,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from limner.denoise import Denoise, Denoiser, cfg, clip, interval
-from limner.errors import LimnerError, LimnerWarning, unknown
+from limner.errors import LimnerError, unknown, warn_no_effect
 from limner.model import Model
 from limner.nets.network import take
 from limner.noise.draws import KeyedNoise, TorchNoise
@@ -100,7 +99,7 @@ class Pipeline:
 
         Raises LimnerError for settings that the model cannot use; warns where one has no effect.
         """
-        settings = _settings(options)
+        settings = Settings.from_options(options)
         if num_images < 1:
             raise LimnerError(f"the number of pictures must be at least 1, not {num_images}")
         prompts = [p for p in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(num_images)]
@@ -109,10 +108,8 @@ class Pipeline:
         draws, seeds = self._noise(seed, len(prompts), size, settings)
         if scale == 1.0:
             reason = "guidance 1" if self.model.conditioner.acts else "a model without text"
-            for name in ("guidance_rescale", "guidance_interval", *(["negative_prompt"] if negative_prompt else [])):
-                if getattr(settings, name, negative_prompt):
-                    name = name.replace("_", " ")
-                    warnings.warn(f"the {name} has no effect with {reason}", LimnerWarning, stacklevel=3)
+            warn_no_effect(reason, guidance_rescale=settings.guidance_rescale,
+                           guidance_interval=settings.guidance_interval, negative_prompt=negative_prompt)  # fmt: skip
             negative_prompt, settings = None, replace(settings, guidance_rescale=0.0, guidance_interval=None)
         denoise = self._denoise(prompts, negative_prompt, scale, schedule, settings)
         run = sampler(schedule.sampler)(
@@ -194,10 +191,3 @@ class Pipeline:
             if settings.guidance_interval is not None:
                 denoise = interval(denoise, denoiser(take(condition, slice(n, None)), 1), *settings.guidance_interval)
         return denoise if schedule.clip is None else clip(denoise, schedule.clip)
-
-
-def _settings(options: dict[str, Any]) -> Settings:
-    wrong = sorted(set(options) - set(Settings.__dataclass_fields__))
-    if wrong:
-        raise unknown("setting", wrong[0], Settings.__dataclass_fields__)
-    return Settings(**options)

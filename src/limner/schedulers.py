@@ -167,15 +167,18 @@ def read_schedule(
         path, grid, start = _flow_grid(config, preset, steps, schedule, shift)
     else:
         path, grid, start = _table_grid(config, preset, steps, schedule)
-    predicts = "flow" if is_flow else PREDICTIONS.get(_get_str(config, "prediction_type", "epsilon"))
-    if predicts is None:
-        raise unknown("prediction_type", config["prediction_type"], PREDICTIONS)
-    clip = (
-        _get_float(config, "clip_sample_range", 1.0, 1e-3, 1e3)
-        if _get_bool(config, "clip_sample", preset.clip)
-        else None
-    )
+    predicts = "flow" if is_flow else _configured_prediction(config)
+    clips = _get_bool(config, "clip_sample", preset.clip)
+    clip = _get_float(config, "clip_sample_range", 1.0, 1e-3, 1e3) if clips else None
     return Schedule(path, predicts, grid, sampler, eta, start, clip)
+
+
+def _configured_prediction(config: Mapping[str, Any]) -> str:
+    """The prediction, by limner's name."""
+    name = _get_str(config, "prediction_type", "epsilon")
+    if name not in PREDICTIONS:
+        raise unknown("prediction_type", name, PREDICTIONS)
+    return PREDICTIONS[name]
 
 
 def _eta(sampler: str, eta: float | None) -> float:

@@ -1,9 +1,10 @@
 """Sampling settings shared by the command line and the pipeline."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from limner.errors import LimnerError
+from limner.errors import LimnerError, unknown
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,14 @@ class Settings:
     """keyed: a picture depends on its own seed alone; torch: diffusers' CPU generator, one for the batch."""
     truncate: bool = False
     """Cut a prompt that is too long instead of refusing it."""
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> "Settings":
+        """The settings of these keywords. Raises LimnerError for a name that is none."""
+        wrong = sorted(options.keys() - cls.__dataclass_fields__.keys())
+        if wrong:
+            raise unknown("setting", wrong[0], cls.__dataclass_fields__)
+        return cls(**options)
 
     def __post_init__(self) -> None:
         for name in ("guidance_rescale", "eta"):

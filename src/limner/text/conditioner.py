@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 
 from limner.errors import LimnerError, unknown
 from limner.files import check_range, check_types, from_entries
@@ -179,10 +178,13 @@ class Text(Conditioner):
 def masked_text(encoded: Sequence[Sequence[TextStates]]) -> Condition:
     """The first encoder's states, padded to the longest: {"text": (B, L, C), "mask": (B, L)}, True at real tokens."""
     rows = [states[0].tokens for states in encoded]
-    text = pad_sequence(rows, batch_first=True)
-    text = nn.functional.pad(text, (0, 0, 0, -text.shape[1] % PAD_TO_MULTIPLE))
-    lengths = torch.tensor([len(row) for row in rows], device=text.device)
-    return {"text": text, "mask": torch.arange(text.shape[1], device=text.device) < lengths[:, None]}
+    lengths = torch.tensor([len(row) for row in rows])
+    longest = -(-int(lengths.max()) // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
+    mask = torch.arange(longest) < lengths[:, None]
+    states = torch.cat(rows)  # (sum of lengths, C)
+    places = mask.flatten().nonzero()[:, 0].to(states.device)
+    text = states.new_zeros(mask.numel(), states.shape[1]).index_copy(0, places, states)
+    return {"text": text.unflatten(0, mask.shape), "mask": mask.to(states.device)}
 
 
 def no_text(encoded: Sequence[Sequence[TextStates]]) -> Condition:

@@ -66,7 +66,6 @@ class TextEncoder(nn.Module):
         longest = -(-max(lengths) // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
         device = next(self.transformer.parameters()).device
         output = self.transformer(ids[:, :longest].to(device), self.reads.layer, self.reads.norm)
-        return [
-            TextStates(tokens[:length], pooled)
-            for tokens, length, pooled in zip(output.hidden, lengths, output.pooled, strict=True)
-        ]
+        # In one piece, as the backward pass of a slice for each prompt would cost more than the small networks here.
+        tokens = output.hidden[mask[:, :longest].to(device)].split(lengths)
+        return [TextStates(*states) for states in zip(tokens, output.pooled, strict=True)]
