@@ -398,7 +398,7 @@ def test_a_gradient_that_is_no_number_names_the_weights(reading: ContrastiveReci
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda r: replace(r, text=replace(r.text, pretrained="clip")), "trained from nothing and alone here"),
+        (lambda r: replace(r, text=TextRecipe(pretrained="clip")), "trained from nothing and alone here"),
         (lambda r: replace(r, text=replace(r.text, lr_scale=0.5)), "leave --text.pretrained, --text.lr-scale and"),
         (lambda r: replace(r, text=replace(r.text, learned_null=True)), "trained from nothing and alone here"),
         (lambda r: replace(r, cache=8), "--cache keeps latents: give an --autoencoder"),

@@ -1021,3 +1021,22 @@ def test_a_run_in_the_precision_it_asked_for_says_nothing_of_it(recipe: Recipe) 
     console = Console(record=True, width=300, file=io.StringIO())
     trainer(recipe, console=console)
     assert "this device" not in console.export_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda r: replace(r, network=replace(r.network, sample_size=8)),
+            "leave --network.sample-size out: it follows",
+        ),
+        (lambda r: replace(r, network=replace(r.network, num_classes=7)), "leave --network.num-classes out"),
+        (
+            lambda r: replace(r, text=TextRecipe(pretrained="x", length=9)),
+            "leave --text.length out: the text encoder of x",
+        ),
+    ],
+)
+def test_options_that_would_be_overwritten_are_refused(recipe: Recipe, change: Callable, message: str) -> None:
+    with pytest.raises(LimnerError, match=message):
+        change(recipe)

@@ -55,7 +55,7 @@ class Model:
             read_json(folder / "scheduler/scheduler_config.json"),
             _open_autoencoder(index, folder) if "vae" in index.parts else None,
             defaults,
-            "limner" if source is None else Path(os.path.abspath(source)).name,
+            "limner" if source in (None, "shipped") else Path(os.path.abspath(source)).name,
         )
         check_compatible(model, folder)
         return model.to(where, DTYPES[dtype])

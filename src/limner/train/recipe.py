@@ -2,7 +2,7 @@
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -41,6 +41,9 @@ class TextRecipe:
 
     def __post_init__(self) -> None:
         check_min(self, {"hidden_size": 1, "layers": 1, "num_heads": 1, "length": 2, "vocab_size": 514})
+        if self.pretrained is not None:
+            sizes = ("hidden_size", "layers", "num_heads", "length", "vocab_size")
+            check_derived("text", self, sizes, f"the text encoder of {self.pretrained} has its own")
         if not 0 <= self.scale < float("inf"):
             raise LimnerError(f"lr_scale must be at least 0, not {self.lr_scale}")
 
@@ -134,6 +137,14 @@ def check_cache(recipe: "Recipe | ContrastiveRecipe") -> None:
         raise LimnerError("--cache keeps latents: give an --autoencoder, or leave it out")
     if recipe.cache and recipe.flip:
         raise LimnerError("--flip mirrors pictures, and --cache keeps latents that cannot be mirrored: leave one out")
+
+
+def check_derived(option: str, config: object, names: Sequence[str], reason: str) -> None:
+    """LimnerError for a field that is set and would be overwritten."""
+    for name in names:
+        default = type(config).__dataclass_fields__[name].default  # type: ignore[attr-defined]
+        if getattr(config, name) != default:
+            raise LimnerError(f"leave --{option}.{name.replace('_', '-')} out: {reason}")
 
 
 def check_fraction(config: object, name: str) -> None:
@@ -230,6 +241,8 @@ class Recipe(Run):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_min(self, {"sample_steps": 1, "grade": 0, "cache": 0})
+        derived = ("sample_size", "in_channels", "num_classes", "text_dim")
+        check_derived("network", self.network, derived, "it follows from the pictures and the condition")
         check_fraction(self, "dropout")
         if not 0 < self.shift < float("inf") or (self.shift != 1 and self.path != "flow"):
             raise LimnerError(f"shift must be more than 0, and 1 but for the flow path, not {self.shift}")
