@@ -152,7 +152,7 @@ def test_kept_latents_are_those_of_their_pictures(tmp_path: Path) -> None:
 
     def open_latents(net: AutoencoderKL = vae, count: int = 30, seed: int = 0, of: Collection = world) -> Latents:
         device = torch.device("cpu")
-        return Latents(of, net, SIZE, 3, count, seed, tmp_path / "latents.safetensors", device, lines.append)
+        return Latents.cached(of, net, SIZE, 3, count, seed, tmp_path / "latents.safetensors", device, lines.append)
 
     kept = open_latents()
     assert len(kept) == 30 and len(lines) == 1

@@ -182,7 +182,7 @@ def test_training_grades_as_evaluation_does(tmp_path):
     )  # fmt: skip
     pairs = prompts("one", 60, held_out=False)
     painter = Painter({prompt: "a red star" for prompt, _ in pairs[::4]})
-    shares = Diffusion(recipe, open_source(recipe.data), None).measure(painter)
+    shares = Diffusion.from_recipe(recipe, open_source(recipe.data), None).measure(painter)
     assert [call[1:] for call in painter.calls] == [(0, {}), (50, {})]
     assert [prompt for call in painter.calls for prompt in call[0]] == [prompt for prompt, _ in pairs]
     obeyed = [grade(painter.paint(prompt, k), scene).obeyed for k, (prompt, scene) in enumerate(pairs)]

@@ -63,8 +63,15 @@ class TrainedAutoencoder:
 class Autoencoding:
     """The task of an `AutoencoderRecipe`."""
 
-    def __init__(self, recipe: AutoencoderRecipe, pictures: Collection) -> None:
-        """An autoencoder initialised by recipe.seed. LimnerError where `size` is no multiple of its factor."""
+    def __init__(self, recipe: AutoencoderRecipe, vae: AutoencoderKL, pictures: Collection) -> None:
+        self.recipe, self.pictures = recipe, pictures
+        self.loss = AutoencoderLoss(vae, recipe.kl, recipe.edges)
+        self.parts = nn.ModuleDict({"vae": vae})
+        self.to_compile: list[nn.Module] = [vae]
+
+    @classmethod
+    def from_recipe(cls, recipe: AutoencoderRecipe, pictures: Collection) -> "Autoencoding":
+        """The task of an autoencoder initialised by recipe.seed. LimnerError for a size that it cannot encode."""
         torch.manual_seed(recipe.seed)
         factor = 2 ** (len(recipe.network.block_out_channels) - 1)
         if recipe.size % factor:
@@ -72,10 +79,7 @@ class Autoencoding:
         config = replace(recipe.network, in_channels=recipe.channels, out_channels=recipe.channels)
         # Convolutions on a CPU are faster with channels last.
         vae = AutoencoderKL(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.loss = AutoencoderLoss(vae, recipe.kl, recipe.edges)
-        self.parts = nn.ModuleDict({"vae": vae})
-        self.to_compile: list[nn.Module] = [vae]
-        self.recipe, self.pictures = recipe, pictures
+        return cls(recipe, vae, pictures)
 
     def groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.parts.parameters()), "scale": 1.0}]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from limner.data.batches import VALIDATION_STEP, Batches
 from limner.data.collection import Collection
 from limner.nets.layers import conv3
+from limner.nets.vae import AutoencoderKL
 from limner.text.encoder import TextEncoder
 from limner.text.tokenizer import Tokenizer
 from limner.train.diffusion import open_dataset, to_targets
@@ -101,20 +102,25 @@ class TrainedTextEncoder:
 class Contrastive:
     """The task of a `ContrastiveRecipe`. Negatives are those of a process's own share of the batch."""
 
-    def __init__(self, recipe: ContrastiveRecipe, pictures: Collection, start: Path | None) -> None:
-        """A text encoder with weights initialised by recipe.seed; `start` is the checkpoint to resume."""
+    def __init__(
+        self, recipe: ContrastiveRecipe, loss: ContrastiveLoss, autoencoder: AutoencoderKL | None, pictures: Collection
+    ) -> None:
+        self.recipe, self.loss, self.autoencoder, self.pictures = recipe, loss, autoencoder, pictures
+        self.parts = nn.ModuleDict({"text_encoder": loss.encoder.transformer, "head": loss.head})
+        self.to_compile: list[nn.Module] = []
+
+    @classmethod
+    def from_recipe(cls, recipe: ContrastiveRecipe, pictures: Collection, start: Path | None) -> "Contrastive":
+        """The task of a text encoder initialised by recipe.seed; `start` is the checkpoint to resume."""
         torch.manual_seed(recipe.seed)
-        self.recipe, self.autoencoder = recipe, open_autoencoder(recipe.autoencoder)
-        side, channels = latent_shape(recipe, self.autoencoder)
+        autoencoder = open_autoencoder(recipe.autoencoder)
+        side, channels = latent_shape(recipe, autoencoder)
         known = Tokenizer.from_pretrained(start / "tokenizer") if start is not None else None
         captions = pictures.all_captions()
         encoder = make_text_encoder(recipe.text, captions, known)
         encoder.tokenizer.encode(captions)  # a caption over the context length is an error now, not at step 10,000
         head = ContrastiveHead(channels, side, encoder.width)
-        self.loss = ContrastiveLoss(encoder, head)
-        self.parts = nn.ModuleDict({"text_encoder": encoder.transformer, "head": head})
-        self.to_compile: list[nn.Module] = []
-        self.pictures = pictures
+        return cls(recipe, ContrastiveLoss(encoder, head), autoencoder, pictures)
 
     def groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.parts.parameters()), "scale": 1.0}]

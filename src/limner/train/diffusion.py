@@ -11,6 +11,7 @@ from torch import nn
 
 from limner.data.collection import Collection
 from limner.evaluate.report import EvalPrompt, evaluate
+from limner.model import Model
 from limner.nets.vae import AutoencoderKL
 from limner.noise import paths
 from limner.picture import sheet
@@ -25,10 +26,9 @@ from limner.world import KINDS, prompts
 class Diffusion:
     """The task of a `Recipe`."""
 
-    def __init__(self, recipe: Recipe, pictures: Collection, start: Path | None) -> None:
-        """A model with weights initialised by recipe.seed; `start` is the checkpoint to resume."""
-        self.recipe, self.model = recipe, make_model(recipe, pictures, start)
-        network, conditioner = self.model.network, self.model.conditioner
+    def __init__(self, recipe: Recipe, model: Model, pictures: Collection) -> None:
+        self.recipe, self.model = recipe, model
+        network, conditioner = model.network, model.conditioner
         self.scales = dict.fromkeys(self.model.parts(), 1.0) | {"text_encoder": recipe.text.scale}
         frozen = {"vae"} | ({"text_encoder"} if recipe.text.pretrained is not None and not recipe.text.scale else set())
         self.parts = nn.ModuleDict({name: p for name, p in self.model.parts().items() if name not in frozen})
@@ -40,6 +40,11 @@ class Diffusion:
         )  # fmt: skip
         self.to_compile = network.repeated
         self.prompts = list(recipe.sample_prompts) or self._prompts(pictures)
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe, pictures: Collection, start: Path | None) -> "Diffusion":
+        """The task of a model initialised by recipe.seed; `start` is the checkpoint to resume."""
+        return cls(recipe, make_model(recipe, pictures, start), pictures)
 
     def _prompts(self, pictures: Collection) -> list[str]:
         """Up to 16 captions or class names of the data, for the sample sheet."""
@@ -107,4 +112,6 @@ def open_dataset(
     if not recipe.cache or autoencoder is None:
         return pictures
     file = Path(recipe.output) / "latents.safetensors"
-    return Latents(pictures, autoencoder, recipe.size, recipe.channels, recipe.cache, recipe.seed, file, device, log)
+    return Latents.cached(
+        pictures, autoencoder, recipe.size, recipe.channels, recipe.cache, recipe.seed, file, device, log
+    )

@@ -35,16 +35,22 @@ def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
 
 
 class Latents:
-    """The latents of the first `count` pictures of a collection, in the order of `seed`'s first epoch.
+    """A collection of latents (N, c, h, w), row k of the picture at `indices[k]` of `pictures`."""
 
-    They are stored in `file` (float16, with a fingerprint of autoencoder and pictures) and reused where it matches.
-    """
+    def __init__(self, pictures: Collection, latents: Tensor, indices: Sequence[int]) -> None:
+        self.pictures, self.latents, self.indices = pictures, latents, indices
+        self.name, self.label_names = pictures.name, pictures.label_names
+        self.labels = None if pictures.labels is None else [pictures.labels[index] for index in indices]
 
-    def __init__(
-        self, pictures: Collection, vae: AutoencoderKL, size: int, channels: int, count: int, seed: int, file: Path,
+    @classmethod
+    def cached(
+        cls, pictures: Collection, vae: AutoencoderKL, size: int, channels: int, count: int, seed: int, file: Path,
         device: torch.device, log: Callable[[str], None],
-    ) -> None:  # fmt: skip
-        self.pictures, self.name = pictures, pictures.name
+    ) -> "Latents":  # fmt: skip
+        """The latents of the first `count` pictures of a collection, in the order of `seed`'s first epoch.
+
+        They are stored in `file` (float16, with a fingerprint of autoencoder and pictures) and reused where it matches.
+        """
         selected = [pictures.index_at(position, seed) for position in range(min(count, len(pictures)))]
         key = fingerprint(vae, pictures, size, channels, selected)
         stored = read_tensors(file) if file.is_file() else {}
@@ -53,10 +59,7 @@ class Latents:
             stored = {"fingerprint": torch.tensor(list(key), dtype=torch.uint8)}
             stored |= _encode_all(pictures, vae, size, channels, selected, device)
             write_tensors(file, stored)
-        self.latents, self.indices = stored["latents"], stored["indices"].tolist()
-        labels = pictures.labels
-        self.labels = None if labels is None else [labels[index] for index in self.indices]
-        self.label_names = pictures.label_names
+        return cls(pictures, stored["latents"], stored["indices"].tolist())
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -173,7 +173,7 @@ class AutoencoderRecipe(Run):
     def task(self, pictures: "Collection", start: Path | None) -> "Task":
         from limner.train.autoencoder import Autoencoding
 
-        return Autoencoding(self, pictures)
+        return Autoencoding.from_recipe(self, pictures)
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ class ContrastiveRecipe(Run):
     def task(self, pictures: "Collection", start: Path | None) -> "Task":
         from limner.train.contrastive import Contrastive
 
-        return Contrastive(self, pictures, start)
+        return Contrastive.from_recipe(self, pictures, start)
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ class Recipe(Run):
     def task(self, pictures: "Collection", start: Path | None) -> "Task":
         from limner.train.diffusion import Diffusion
 
-        return Diffusion(self, pictures, start)
+        return Diffusion.from_recipe(self, pictures, start)
 
 
 def recipe_names() -> list[str]:
