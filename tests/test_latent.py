@@ -201,6 +201,13 @@ def test_a_denoiser_of_latents_trains_resumes_and_paints(recipe: Recipe, tmp_pat
     assert painted[0].tobytes() == whole.result(prompts[0], seed=5)[0].tobytes()
 
 
+def test_a_resumed_run_has_its_autoencoder_in_its_checkpoint(recipe: Recipe) -> None:
+    """Whatever became of the one it was given."""
+    run(replace(recipe, steps=3))
+    resumed = run(replace(recipe, autoencoder="nowhere"), "latest")
+    assert resumed.step == 6 and resumed.result.model.autoencoder is not None
+
+
 def test_wide_pictures_come_in_whole_patches_of_latents(recipe: Recipe) -> None:
     pipe = run(recipe).result
     assert pipe("a red star", width=24, height=8)[0].size == (24, 8)

@@ -1040,3 +1040,16 @@ def test_a_run_in_the_precision_it_asked_for_says_nothing_of_it(recipe: Recipe) 
 def test_options_that_would_be_overwritten_are_refused(recipe: Recipe, change: Callable, message: str) -> None:
     with pytest.raises(LimnerError, match=message):
         change(recipe)
+
+
+def test_a_picture_without_a_class_is_named(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = open_source(recipe.data, captions=False)
+    pictures.labels, pictures.label_names = [*[0, 1] * 11, 1, -1], ["a", "b"]
+    with pytest.raises(LimnerError, match=r"23\.png has no class; expected one of a, b"):
+        replace(recipe, condition="class", sample_prompts=()).task(pictures, None)
+
+
+def test_the_text_encoder_knows_its_tokenizer(recipe: Recipe) -> None:
+    model = trainer(recipe).result.model
+    tokenizer, config = model.tokenizers()["tokenizer"], model.parts()["text_encoder"].config
+    assert (config.eos_token_id, config.vocab_size) == (tokenizer.end, tokenizer.vocab_size)
