@@ -12,7 +12,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from limner.data.batches import Batches
 from limner.data.sources import Source, open_source
-from limner.nets.dit import DiTConfig
+from limner.model import Model
+from limner.nets.dit import DiT, DiTConfig
+from limner.pipeline import Pipeline
+from limner.text.clip import CLIPTextConfig, CLIPTextModel
+from limner.text.conditioner import Text, masked_text
+from limner.text.encoder import TextEncoder
+from limner.text.tokenizer import Tokenizer
 from limner.train.loop import Trainer, lr_multiplier, step_generator
 from limner.train.recipe import Recipe, Run, TextRecipe
 from limner.weights.file import read_tensors
@@ -43,6 +49,21 @@ def tiny_recipe(root: Path) -> Recipe:
         lr=1e-3, warmup=2, schedule="cosine", log_every=2, save_every=3, sample_every=100, keep=0,
         sample_prompts=("a red picture", "a blue picture"), sample_steps=2,
     )  # fmt: skip
+
+
+def tiny_pipeline(captions: list[str], steps: int) -> Pipeline:
+    """A small text-to-image model in pixels with random weights everywhere, none of its gates shut."""
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.train(captions, vocab_size=560, length=8)
+    text = CLIPTextModel(CLIPTextConfig(tokenizer.vocab_size, 32, 64, 2, 2, 8, eos_token_id=tokenizer.end))
+    network = DiT(DiTConfig(8, 1, 2, 32, 2, 2, text_dim=32))
+    for p in network.parameters():
+        torch.nn.init.normal_(p, std=0.15)
+    conditioner = Text([TextEncoder(tokenizer, text)], masked_text)
+    for module in (network, conditioner):
+        module.eval().requires_grad_(False)
+    scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+    return Pipeline(Model(network, conditioner, scheduler, defaults={"steps": steps, "guidance_scale": 2.0}))
 
 
 def trainer(recipe: Run, resume: str | None = None, console: Console | None = None) -> Trainer:
@@ -110,3 +131,21 @@ def worked_out(recipe: Recipe, steps: int, world: int = 1) -> SimpleNamespace:
             parameters[name].data.copy_(weights[name])
         average = {name: decay * average[name] + (1 - decay) * weights[name] for name in weights}
     return SimpleNamespace(weights=weights, average=average, first=first, second=second, losses=losses, norms=norms)
+
+
+# `limner ARGUMENTS` after a folder, which gets the recipe and the weights of each process as RANK.pt.
+KEPT = """
+import sys, torch
+from limner.cli import main
+from limner.train import loop
+
+class Kept(loop.Trainer):
+    def run(self):
+        done = super().run()
+        kept = {"recipe": self.recipe, "weights": self.trained.state_dict(), "average": self.average.state_dict()}
+        torch.save(kept, f"{sys.argv[1]}/{self.accelerator.process_index}.pt")
+        return done
+
+loop.Trainer = Kept
+main(sys.argv[2:])
+"""

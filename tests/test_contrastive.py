@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import COLOURS, assert_equal, logged, tensors, trainer, worked_out
+from helpers import COLOURS, KEPT, assert_equal, logged, tensors, trainer, worked_out
 from torch import Tensor
 
 from limner.data.batches import Batches
@@ -261,23 +261,6 @@ def test_a_resumed_run_is_the_whole_one(reading: ContrastiveRecipe, tmp_path: Pa
     again, captions = trainer(replace(half, steps=6), "latest"), ["it is red all over"]
     ids = whole.task.loss.encoder.tokenizer.encode(captions)[0]
     assert torch.equal(again.task.loss.encoder.tokenizer.encode(captions)[0], ids)
-
-
-KEPT = """
-import sys, torch
-from limner.cli import main
-from limner.train import loop
-
-class Kept(loop.Trainer):
-    def run(self):
-        done = super().run()
-        kept = {"recipe": self.recipe, "weights": self.trained.state_dict(), "average": self.average.state_dict()}
-        torch.save(kept, f"{sys.argv[1]}/{self.accelerator.process_index}.pt")
-        return done
-
-loop.Trainer = Kept
-main(sys.argv[2:])
-"""
 
 
 def test_two_processes_train_one_encoder(reading: ContrastiveRecipe, tmp_path: Path) -> None:

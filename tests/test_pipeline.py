@@ -8,19 +8,14 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from helpers import tiny_pipeline
 
 from limner.errors import LimnerError
 from limner.files import read_json, write_json
-from limner.model import Model
-from limner.nets.dit import DiT, DiTConfig
 from limner.noise.draws import normal
 from limner.picture import to_pictures
 from limner.pipeline import Pipeline
 from limner.schedulers import SAMPLERS
-from limner.text.clip import CLIPTextConfig, CLIPTextModel
-from limner.text.conditioner import Text, masked_text
-from limner.text.encoder import TextEncoder
-from limner.text.tokenizer import Tokenizer
 
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
 CAPTIONS = ["a red star", "a blue circle", "two green squares"]
@@ -28,17 +23,7 @@ CAPTIONS = ["a red star", "a blue circle", "two green squares"]
 
 @pytest.fixture
 def pipe() -> Pipeline:
-    """A small model with random weights everywhere, none of its gates shut."""
-    torch.manual_seed(0)
-    tokenizer = Tokenizer.train(CAPTIONS, vocab_size=560, length=8)
-    text = CLIPTextModel(CLIPTextConfig(tokenizer.vocab_size, 32, 64, 2, 2, 8, eos_token_id=tokenizer.end))
-    network = DiT(DiTConfig(8, 1, 2, 32, 2, 2, text_dim=32))
-    for p in network.parameters():
-        torch.nn.init.normal_(p, std=0.15)
-    conditioner = Text([TextEncoder(tokenizer, text)], masked_text)
-    for module in (network, conditioner):
-        module.eval().requires_grad_(False)
-    return Pipeline(Model(network, conditioner, FLOW, defaults={"steps": 6, "guidance_scale": 2.0}))
+    return tiny_pipeline(CAPTIONS, steps=6)
 
 
 def last(pipe: Pipeline, *args: object, **settings: object) -> torch.Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 import torch
+from helpers import tiny_pipeline
 from hypothesis import given
 from PIL import Image
 
@@ -24,10 +25,7 @@ from limner.pipeline import Pipeline
 from limner.record import parameters_text, settings_entries
 from limner.schedulers import read_schedule
 from limner.settings import Settings
-from limner.text.clip import CLIPTextConfig, CLIPTextModel
-from limner.text.conditioner import Nothing, Text, masked_text
-from limner.text.encoder import TextEncoder
-from limner.text.tokenizer import Tokenizer
+from limner.text.conditioner import Nothing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -65,17 +63,7 @@ UNSEEN = [{}, {"sampler": "ddim"}, {"sampler": "euler_a", "eta": 0.0}]
 
 @pytest.fixture(scope="module")
 def pipe() -> Pipeline:
-    """A small model with random weights everywhere, none of its gates shut."""
-    torch.manual_seed(0)
-    tokenizer = Tokenizer.train(["a red star", "a blue circle"], vocab_size=540, length=8)
-    text = CLIPTextModel(CLIPTextConfig(tokenizer.vocab_size, 32, 64, 2, 2, 8, eos_token_id=tokenizer.end))
-    network = DiT(DiTConfig(8, 1, 2, 32, 2, 2, text_dim=32))
-    for p in network.parameters():
-        torch.nn.init.normal_(p, std=0.15)
-    conditioner = Text([TextEncoder(tokenizer, text)], masked_text)
-    for module in (network, conditioner):
-        module.eval().requires_grad_(False)
-    return Pipeline(Model(network, conditioner, FLOW, defaults={"steps": 3, "guidance_scale": 2.0}))
+    return tiny_pipeline(["a red star", "a blue circle"], steps=3)
 
 
 def read(record: str) -> dict[str, str]:

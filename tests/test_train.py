@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import COLOURS, TINY, assert_equal, logged, paint_colour, tensors, trainer, worked_out
+from helpers import COLOURS, KEPT, TINY, assert_equal, logged, paint_colour, tensors, trainer, worked_out
 from PIL import Image
 from rich.console import Console
 
@@ -795,23 +795,6 @@ def test_data_workers_give_the_same_run_and_the_same_errors(recipe: Recipe, tmp_
         picture.write_bytes(b"not a picture")
     with pytest.raises(LimnerError, match=r"^24 pictures in a row cannot be read"):
         trainer(replace(recipe, workers=1, output=recipe.output + "-broken")).run()
-
-
-KEPT = """
-import sys, torch
-from limner.cli import main
-from limner.train import loop
-
-class Kept(loop.Trainer):
-    def run(self):
-        done = super().run()
-        kept = {"recipe": self.recipe, "weights": self.trained.state_dict(), "average": self.average.state_dict()}
-        torch.save(kept, f"{sys.argv[1]}/{self.accelerator.process_index}.pt")
-        return done
-
-loop.Trainer = Kept
-main(sys.argv[2:])
-"""
 
 
 def run_by_two(recipe: Recipe, root: Path, *flags: str, **options: object) -> list[dict]:

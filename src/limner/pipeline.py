@@ -185,9 +185,8 @@ class Pipeline:
         def denoiser(condition: Any, copies: int) -> Denoiser:
             return Denoiser(network, schedule.predicts, condition, dtype=self.model.dtype, copies=copies)
 
-        denoise: Denoise = denoiser(condition, 1 + guided)
-        if guided:
-            denoise = cfg(denoiser(condition, 2), scale, settings.guidance_rescale)
-            if settings.guidance_interval is not None:
-                denoise = interval(denoise, denoiser(take(condition, slice(n, None)), 1), *settings.guidance_interval)
+        plain = denoiser(condition, 1 + guided)
+        denoise: Denoise = cfg(plain, scale, settings.guidance_rescale) if guided else plain
+        if settings.guidance_interval is not None:
+            denoise = interval(denoise, denoiser(take(condition, slice(n, None)), 1), *settings.guidance_interval)
         return denoise if schedule.clip is None else clip(denoise, schedule.clip)
