@@ -38,7 +38,7 @@ test: $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 parity: $(STAMP)
-	@$(BIN)/python -m pytest -m parity
+	@$(BIN)/python -m pytest -m "parity or full_size"
 
 fuzz: $(STAMP)
 	@LIMNER_FUZZ=10 $(BIN)/python -m pytest tests/test_fuzz.py
@@ -57,3 +57,4 @@ bench: $(STAMP)
 	@$(BIN)/python benchmarks/train_step.py
 	@$(BIN)/python benchmarks/sample.py
 	@$(BIN)/python benchmarks/startup.py
+	@$(BIN)/python benchmarks/sd.py

@@ -96,6 +96,7 @@ def table(name: str) -> dict[str, Any]:
     """A scheduler's configuration that says everything."""
     return {
         "_class_name": name, "num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02,
+        "skip_prk_steps": True,
         "beta_schedule": "linear", "trained_betas": None, "prediction_type": "epsilon", "timestep_spacing": "leading",
         "steps_offset": 1, "clip_sample": True, "clip_sample_range": 1.0, "set_alpha_to_one": True,
         "thresholding": False, "rescale_betas_zero_snr": False, "final_sigmas_type": "zero", "use_karras_sigmas": False,

@@ -17,7 +17,7 @@ from limner.denoise import Denoiser, cfg, clip, interval
 from limner.errors import LimnerError
 from limner.noise.grids import CLEAN, at_times, spaced
 from limner.noise.level import Level
-from limner.noise.paths import linear, scaled_linear
+from limner.noise.paths import Flow, linear, scaled_linear
 from limner.sample import check_grid, posterior_std, step
 from limner.schedulers import SAMPLERS, sampler
 
@@ -175,6 +175,7 @@ ORDERS = {
     ("ddim", 0): (0.85, 1.15),
     ("heun", 0): (1.85, 2.3),
     ("heun", 1): (1.85, 2.3),
+    ("pndm", 0): (1.85, 2.3),
     ("dpmpp_2m", 0): (1.85, 2.3),
     ("unipc", 0): (2.7, 3.3),  # UniC adds one order to UniP-2
 }
@@ -198,10 +199,42 @@ def test_order_of_convergence(name: str, kappa: int, grid: str) -> None:
     assert errors[-1] < {1: 2e-2, 2: 5e-4, 3: 1e-5}[round((low + high) / 2)]
 
 
+def discrete_grid(steps: int) -> Grid:
+    """Levels of Stable Diffusion's table, even in t; steps a divisor of 840."""
+    return [scaled_linear().level(t) for t in range(900, 59, -840 // steps)]
+
+
+def uneven_flow_grid(steps: int) -> Grid:
+    """Levels of the straight path, even in the square root of sigma."""
+    return [Flow().level(1000 * u**2) for u in np.linspace(0.95, 0.3, steps + 1).tolist()]
+
+
+@pytest.mark.parametrize(
+    ("make", "kappa", "order"),
+    [(discrete_grid, 0, 2), (uneven_flow_grid, 1, 2), (flow_grid, 1, 3)],
+    ids=["discrete", "uneven flow", "even flow"],
+)
+def test_order_of_plms(make: Callable[[int], Grid], kappa: int, order: int) -> None:
+    """The weights are those of even steps: second order (as Liu et al. 2022 say) where steps are not even in
+    sigma/(alpha + kappa*sigma), and third where they are, since Heun's step and the first of two slopes err by h^3."""
+    s, *_, t = make(2)
+    x = torch.linspace(-2, 2, 33, dtype=torch.float64) * math.sqrt(s.alpha**2 * MIXTURE.var + s.sigma**2)
+    wanted = MIXTURE.flow(x, s, t)
+    assert (wanted - x).abs().mean() > 0.2
+    errors = [
+        float((run("pndm", MIXTURE.x0, x, make(n), kappa=kappa) - wanted).square().mean().sqrt())
+        for n in (70, 140, 280, 420)
+    ]
+    for before, after, ratio in zip(errors, errors[1:], (2, 2, 1.5), strict=False):
+        assert order - 0.15 < math.log(before / after, ratio) < order + 0.35, errors
+    assert errors[-1] < {2: 5e-6, 3: 1e-8}[order]
+
+
+@pytest.mark.parametrize("name", ["heun", "pndm"])
 @pytest.mark.parametrize("grid", GRIDS)
-def test_heuns_coordinates_matter(grid: str) -> None:
+def test_coordinates_of_slopes_matter(name: str, grid: str) -> None:
     x = noise(33)
-    ve, flow = (run("heun", MIXTURE.x0, x, GRIDS[grid](8), kappa=kappa) for kappa in (0, 1))
+    ve, flow = (run(name, MIXTURE.x0, x, GRIDS[grid](8), kappa=kappa) for kappa in (0, 1))
     assert (ve - flow).abs().max() > 1e-2
 
 
@@ -220,6 +253,38 @@ def test_heun_by_hand(kappa: int) -> None:
     first = slope(y, s)
     y = y + h * (first + slope(y + h * first, t)) / 2
     torch.testing.assert_close(run("heun", stub, x, [s, t], kappa=kappa), y if kappa else t.alpha * y)
+
+
+def adams_bashforth(order: int) -> np.ndarray:
+    """Weights of the last slopes, the newest first: the integral over the next step of the polynomial through them."""
+    nodes, powers = -np.arange(order), np.arange(order)
+    return np.linalg.solve(nodes ** powers[:, None], 1 / (powers + 1))
+
+
+@pytest.mark.parametrize("kappa", [0, 1])
+@pytest.mark.parametrize("end", [[], [CLEAN]], ids=["noisy end", "clean end"])
+def test_plms_by_hand(kappa: int, end: Grid) -> None:
+    """On x/alpha against sigma/alpha (kappa 0) or x against sigma on a flow (1), every order and one step more."""
+    grid = [*flow_grid(6, 0.8, 0.3), *end]
+
+    def slope(y: Tensor, level: Level) -> Tensor:
+        noisy = y if kappa else level.alpha * y
+        x0 = stub(noisy, level)
+        return (noisy - x0) / level.sigma if kappa else (y - x0) / level.rho
+
+    x = noise(20)
+    y, slopes, wanted = (x if kappa else x / grid[0].alpha), [], []
+    for s, t in pairwise(grid):
+        h = t.sigma - s.sigma if kappa else t.rho - s.rho
+        slopes.insert(0, slope(y, s))
+        if s is grid[0]:
+            y = y + h * (slopes[0] + slope(y + h * slopes[0], t)) / 2
+        else:
+            weights = adams_bashforth(min(len(slopes), 4)).tolist()
+            y = y + h * torch.stack([w * k for w, k in zip(weights, slopes, strict=False)]).sum(0)
+        wanted.append(y if kappa else t.alpha * y)
+    for (ours, _), theirs in zip(sampler("pndm")(stub, x, grid, no_draw, kappa=kappa), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
 def test_dpmpp_2m_by_hand() -> None:
@@ -344,8 +409,11 @@ def test_every_step_yields_x_and_the_denoisers_x0(name: str, grid: Grid) -> None
     assert torch.equal(start, kept)  # the caller's x is not written to
     assert len(steps) == 5
     assert torch.equal(asked[0][0], start)
-    # Heun asks at the level ahead, too, unless that is clean, or it starts where its slope does not exist.
-    ahead = [name == "heun" and t != CLEAN and s != PURE for s, t in pairwise(grid)]
+    # Heun asks at the level ahead, too, unless that is clean, or it starts where its slope does not exist; PLMS does so
+    # in the first step that Heun would.
+    ahead = [name in ("heun", "pndm") and t != CLEAN and s != PURE for s, t in pairwise(grid)]
+    if name == "pndm":
+        ahead = [two and not any(ahead[:i]) for i, two in enumerate(ahead)]
     wanted = [
         (level, level is s) for (s, t), two in zip(pairwise(grid), ahead, strict=True) for level in (s, t)[: 1 + two]
     ]
@@ -353,7 +421,7 @@ def test_every_step_yields_x_and_the_denoisers_x0(name: str, grid: Grid) -> None
     firsts = [answer for answer, (_, is_first) in zip(answers, wanted, strict=True) if is_first]
     assert all(torch.equal(x0, first) for (_, x0), first in zip(steps, firsts, strict=True))
     assert all(torch.isfinite(x).all() for x, _ in steps)
-    if grid[-1] == CLEAN:  # a clean picture is the last x0
+    if grid[-1] == CLEAN and name != "pndm":  # a clean picture is the last x0; PLMS mixes slopes to the end
         torch.testing.assert_close(steps[-1][0], steps[-1][1])
 
 
@@ -382,7 +450,7 @@ def test_relations_between_samplers() -> None:
     assert torch.equal(two, run("dpmpp_2m_sde", stub, x, grid, eta=0.0))
     sde = run("dpmpp_2m_sde", stub, x, grid, noise_of)
     assert torch.equal(sde, run("dpmpp_2m", stub, x, grid, noise_of, eta=1.0))
-    outcomes = [euler, ancestral, two, sde, run("heun", stub, x, grid), run("unipc", stub, x, grid)]
+    outcomes = [euler, ancestral, two, sde, *(run(name, stub, x, grid) for name in ("heun", "pndm", "unipc"))]
     for i, one in enumerate(outcomes):
         assert all((one - other).abs().max() > 1e-3 for other in outcomes[i + 1 :])
 
@@ -404,6 +472,7 @@ def test_one_step_to_clean_is_the_denoiser(name: str) -> None:
         ("ddpm", {"eta": 0.0}, []),
         ("euler", {}, []),
         ("heun", {}, []),
+        ("pndm", {}, []),
         ("dpmpp_2m", {}, []),
         ("unipc", {}, []),
     ],
@@ -435,8 +504,8 @@ def test_samplers_by_name() -> None:
     assert sampler("Euler a") is sampler("euler_a") is SAMPLERS["euler_a"].function
     assert sampler("DPM++ 2M") is SAMPLERS["dpmpp_2m"].function
     assert sampler("DPM++ 2M SDE") is SAMPLERS["dpmpp_2m_sde"].function
-    assert [sampler(name) for name in ("Euler", "DDIM", "Heun", "UniPC")] == [
-        SAMPLERS[name].function for name in ("euler", "ddim", "heun", "unipc")
+    assert [sampler(name) for name in ("Euler", "DDIM", "Heun", "UniPC", "PNDM", "PLMS")] == [
+        SAMPLERS[name].function for name in ("euler", "ddim", "heun", "unipc", "pndm", "pndm")
     ]
     with pytest.raises(LimnerError, match="unknown sampler 'dpmpp_2n'; did you mean 'dpmpp_2m'"):
         sampler("dpmpp_2n")
@@ -452,6 +521,8 @@ def test_samplers_by_name() -> None:
         [*vp_grid(2), CLEAN, CLEAN],
         [*vp_grid(2), CLEAN, vp_grid(2)[-1]],
         [PURE, PURE, CLEAN],
+        [PURE, PURE],
+        [*vp_grid(2), *2 * [vp_grid(2)[-1]]],
         [PURE, Level(math.nan, math.nan, math.nan), CLEAN],
     ],
 )
@@ -463,6 +534,23 @@ def test_grids_that_do_not_fall(grid: Grid) -> None:
 def test_grids_that_fall() -> None:
     for grid in (vp_grid(4), [PURE, *flow_grid(3), CLEAN], at_times(linear(), spaced(1000, "leading"))):
         check_grid(grid)
+
+
+@pytest.mark.parametrize("kappa", [0, 1])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_last_step_to_the_same_level_moves_nothing(name: str, kappa: int) -> None:
+    """Where a table's first level is the final one, too; a level of karras is equal to it but for rounding."""
+    last = vp_grid(4)[-1]
+    for end in (last, last._replace(sigma=last.sigma * (1 + 1e-9))):
+        grid = [*vp_grid(4), end]
+        check_grid(grid)
+        xs = [x for x, _ in sampler(name)(stub, noise(20), grid, noise_of, kappa=kappa)]
+        before = [x for x, _ in sampler(name)(stub, noise(20), grid[:-1], noise_of, kappa=kappa)]
+        assert len(xs) == 5
+        wanted = before[-1]
+        if name == "unipc":  # the step before is corrected: as it is where the last step is very short
+            wanted = run(name, stub, noise(20), [*grid[:-1], last._replace(sigma=last.sigma * (1 - 1e-12))])
+        torch.testing.assert_close(xs[-1], wanted, rtol=1e-6, atol=1e-6)
 
 
 # From a network to a denoiser, and guidance

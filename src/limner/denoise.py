@@ -66,7 +66,8 @@ def cfg(both: Denoiser, scale: float, rescale: float = 0.0) -> Denoise:
         a, b = both.pair(level)
         f, f_cond = (x0 - a * x) / b, (cond - a * x) / b
         dims = tuple(range(1, x.ndim))
-        matched = f * (f_cond.std(dim=dims, keepdim=True) / f.std(dim=dims, keepdim=True))
+        std = f.std(dim=dims, keepdim=True).clamp_min(torch.finfo(f.dtype).tiny)  # an untrained network may give zeros
+        matched = f * (f_cond.std(dim=dims, keepdim=True) / std)
         return a * x + b * (rescale * matched + (1 - rescale) * f)
 
     return guided

@@ -3,18 +3,20 @@
 from typing import Any, NamedTuple
 
 from limner.errors import unknown
-from limner.text.conditioner import Combine, masked_text, no_text
+from limner.text.conditioner import Combine, masked_text, no_text, padded_text
 from limner.text.encoder import Reads
 
 
 class Family(NamedTuple):
     """`network` is the folder of the denoising network, `encoders` the hidden states used of each text encoder,
-    `combine` joins those states into one condition, `defaults` are the sampling settings of last resort."""
+    `combine` joins those states into one condition, `defaults` are the sampling settings of last resort, and with
+    `tolerates_bf16` the dtype "auto" is bfloat16 where that is native."""
 
     network: str
     encoders: tuple[Reads, ...]
     combine: Combine
     defaults: dict[str, Any]
+    tolerates_bf16: bool = False
 
 
 # Keyed by (_class_name in model_index.json, kind of condition).
@@ -22,6 +24,10 @@ FAMILIES: dict[tuple[str, str], Family] = {
     ("LimnerPipeline", "text"): Family("denoiser", (Reads(),), masked_text, {"steps": 20, "guidance_scale": 3.0}),
     ("LimnerPipeline", "class"): Family("denoiser", (), no_text, {"steps": 20, "guidance_scale": 3.0}),
     ("LimnerPipeline", "none"): Family("denoiser", (), no_text, {"steps": 20, "guidance_scale": 1.0}),
+    # 1.x and 2.x: SD 2's folders differ in their configurations alone.
+    ("StableDiffusionPipeline", "text"): Family(
+        "unet", (Reads(padded=True),), padded_text, {"steps": 50, "guidance_scale": 7.5}, tolerates_bf16=True
+    ),
 }
 
 

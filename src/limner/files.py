@@ -65,15 +65,25 @@ def from_entries(kind: type[Config], entries: dict[str, Any], what: str) -> Conf
     extra = [name for name in entries if name not in known]
     if extra:
         raise LimnerError(f"this does not describe {what}: got an unexpected keyword argument {extra[0]!r}")
-    lists = {name for name, value in entries.items() if isinstance(value, list) and get_origin(known[name]) is tuple}
+    lists = {name for name, value in entries.items() if isinstance(value, list) and _takes_lists(known[name])}
     return kind(**{name: tuple(value) if name in lists else value for name, value in entries.items()})
+
+
+def _takes_lists(kind: Any) -> bool:
+    """Whether a tuple is a value of the type."""
+    return any(get_origin(each) is tuple for each in _choices(kind))
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    """The members of a union, or the type itself."""
+    return get_args(kind) if isinstance(kind, UnionType) else (kind,)
 
 
 def check_types(config: object) -> None:
     """Raises LimnerError for a dataclass field whose value is not of the declared type, not finite or too large."""
     for name, kind in get_type_hints(type(config)).items():
         value = getattr(config, name)
-        choices = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+        choices = _choices(kind)
         if not any(_has_type(value, each) for each in choices):
             words = " or ".join(TYPE_NAMES[get_origin(each) or each] for each in choices)
             raise LimnerError(f"{name} must be {words}, not {value!r:.60}")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from limner import hub
 from limner.errors import LimnerError
 from limner.files import check_range, check_types, from_entries
 
@@ -60,9 +61,9 @@ class Index:
 
 
 def find_model(source: str | Path | None) -> Path:
-    """The folder with the model_index.json: `source` itself, or the newest checkpoint of a training run; the shipped
-    model for None and "shipped"."""
-    folder = PRETRAINED if source in (None, "shipped") else Path(source)
+    """The folder with the model_index.json: `source` itself, the newest checkpoint of a training run, or a model of
+    the hub; the shipped model for None and "shipped"."""
+    folder = _folder(source)
     if (folder / "model_index.json").is_file():
         return folder
     if not folder.exists():
@@ -78,11 +79,17 @@ def find_model(source: str | Path | None) -> Path:
 
 
 def find_part(source: str | Path, part: str) -> Path | None:
-    """The model folder that has `part`, such as vae: `source`, its newest checkpoint that does, or the shipped model;
-    None where there is none."""
-    root = PRETRAINED if source == "shipped" else Path(source)
+    """The model folder that has `part`, such as vae: `source`, its newest checkpoint that does, a model of the hub or
+    the shipped model; None where there is none."""
+    root = _folder(source)
     candidates = [root, *(checkpoint for _, checkpoint in reversed(checkpoints(root)))]
     return next((folder for folder in candidates if (folder / part).is_dir()), None)
+
+
+def _folder(source: str | Path | None) -> Path:
+    """The folder that `source` names: a path, else a model of the hub, in its cache; the shipped model for None."""
+    folder = PRETRAINED if source in (None, "shipped") else Path(source)
+    return hub.find(str(source)) if hub.is_name(str(source)) and not folder.exists() else folder
 
 
 def checkpoints(run: Path) -> list[tuple[int, Path]]:

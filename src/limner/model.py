@@ -4,12 +4,13 @@ import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from limner.errors import LimnerError, unknown
+from limner.devices import dtypes_of, fast_dtype, find_device
+from limner.errors import LimnerError
 from limner.families import Family, family
 from limner.files import read_config, read_json, write_json
 from limner.folders import Index, find_model
@@ -21,7 +22,7 @@ from limner.text.encoder import Reads, TextEncoder
 from limner.text.tokenizer import Tokenizer
 from limner.weights.parts import open_part, save_part
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass
@@ -35,36 +36,46 @@ class Model:
     autoencoder: AutoencoderKL | None = None
     defaults: dict[str, Any] = field(default_factory=dict)
     name: str = "model"
+    pipeline: str = "LimnerPipeline"
 
     @classmethod
-    def open(cls, source: str | Path | None = None, device: str = "cpu", dtype: str = "float32") -> "Model":
-        """Open a model folder, a training run (its newest checkpoint), or, with None, the shipped model.
+    def open(
+        cls,
+        source: str | Path | None = None,
+        device: str = "cpu",
+        dtype: str = "float32",
+        allow_pickle: bool = False,
+    ) -> "Model":
+        """Open a model folder, a training run (its newest checkpoint), a model of the hub ("owner/name"), or, with
+        None, the shipped model.
 
-        `dtype` is float32, bfloat16 or float16. Raises LimnerError for any other folder, and for files that are
-        truncated, hold other tensors or are incompatible with each other.
+        `device` is torch's name or auto: cuda, mps or cpu. `dtype` is float32, bfloat16, float16 or auto: bfloat16
+        where the device has it natively and the family tolerates it; "auto,vae=float32" makes an exception of a part.
+        `allow_pickle` opens weights that torch.save wrote, which run no code. Raises LimnerError for any other folder,
+        and for files that are truncated, hold other tensors or are incompatible with each other.
         """
-        if dtype not in DTYPES:
-            raise unknown("dtype", dtype, DTYPES)
-        folder, where = find_model(source), _device(device)
+        folder, where = find_model(source), find_device(device)
         index = read_config(folder / "model_index.json", Index.from_dict)
         row = _family_of(index, folder)
-        defaults = row.defaults | {name: value for name, value in asdict(index.defaults).items() if value is not None}
+        auto = fast_dtype(where) if row.tolerates_bf16 else torch.float32
+        parts = Parts(folder, index, dtypes_of(dtype, auto, _part_names(row, index)), allow_pickle)
         model = cls(
-            open_part(folder / row.network, index.class_of(row.network, "DiT"), Network),
-            _open_conditioner(index, row, folder),
+            parts.open(row.network, "DiT", Network),
+            _open_conditioner(parts, row),
             read_json(folder / "scheduler/scheduler_config.json"),
-            _open_autoencoder(index, folder) if "vae" in index.parts else None,
-            defaults,
+            parts.open("vae", "AutoencoderKL", AutoencoderKL) if "vae" in index.parts else None,
+            row.defaults | {name: value for name, value in asdict(index.defaults).items() if value is not None},
             "limner" if source in (None, "shipped") else Path(os.path.abspath(source)).name,
+            index.pipeline,
         )
         check_compatible(model, folder)
-        return model.to(where, DTYPES[dtype])
+        return model.to(where)
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write a folder that `open` can load; `dtype` converts the saved weights."""
         folder = Path(folder)
         stale = _parts_in(folder) - {*self.parts(), *self.tokenizers()}
-        index: dict[str, Any] = {"_class_name": "LimnerPipeline"}
+        index: dict[str, Any] = {"_class_name": self.pipeline}
         index |= {name: save_part(part, folder / name, dtype) for name, part in self.parts().items()}
         for name, tokenizer in self.tokenizers().items():
             tokenizer.save(folder / name)
@@ -77,7 +88,8 @@ class Model:
 
     def parts(self) -> dict[str, nn.Module]:
         """Every module with weights, by its folder, named as in diffusers and transformers."""
-        parts: dict[str, nn.Module] = {"denoiser": self.network} | self.conditioner.parts()
+        network = family(self.pipeline, self.conditioner.kind).network
+        parts: dict[str, nn.Module] = {network: self.network} | self.conditioner.parts()
         return parts | ({"vae": self.autoencoder} if self.autoencoder is not None else {})
 
     def tokenizers(self) -> dict[str, Tokenizer]:
@@ -139,26 +151,42 @@ def _family_of(index: Index, folder: Path) -> Family:
         raise LimnerError(f"{folder / 'model_index.json'}: {error}") from error
 
 
-def _open_autoencoder(index: Index, folder: Path) -> AutoencoderKL:
-    return open_part(folder / "vae", index.class_of("vae", "AutoencoderKL"), AutoencoderKL)
+def _part_names(row: Family, index: Index) -> list[str]:
+    """The folders of the parts with weights that a model of this family opens."""
+    optional = [name for name in ("vae", "null_text") if name in index.parts]
+    return [row.network, *(f"text_encoder{reads.suffix}" for reads in row.encoders), *optional]
 
 
-def _open_conditioner(index: Index, row: Family, folder: Path) -> Conditioner:
-    if index.class_names:
-        return Classes(index.class_names)
+@dataclass(frozen=True)
+class Parts:
+    """A model folder's parts, opened with the dtype of each."""
+
+    folder: Path
+    index: Index
+    dtypes: dict[str, torch.dtype]
+    allow_pickle: bool
+
+    def open(self, name: str, default: str, base: type[Module]) -> Module:
+        """The part in the folder `name`; `default` is its class if the index does not list it."""
+        kind = self.index.class_of(name, default)
+        return open_part(self.folder / name, kind, base, self.dtypes[name], self.allow_pickle)
+
+
+def _open_conditioner(parts: Parts, row: Family) -> Conditioner:
+    if parts.index.class_names:
+        return Classes(parts.index.class_names)
     if not row.encoders:
         return Nothing()
 
     def open_encoder(reads: Reads) -> TextEncoder:
-        name = f"text_encoder{reads.suffix}"
-        transformer = open_part(folder / name, index.class_of(name, "CLIPTextModel"), CLIPTextModel)
-        tokenizer = Tokenizer.from_pretrained(folder / f"tokenizer{reads.suffix}")
+        folder = parts.folder / f"tokenizer{reads.suffix}"
+        transformer = parts.open(f"text_encoder{reads.suffix}", "CLIPTextModel", CLIPTextModel)
         try:
-            return TextEncoder(tokenizer, transformer, reads)
+            return TextEncoder(Tokenizer.from_pretrained(folder), transformer, reads)
         except LimnerError as error:
-            raise LimnerError(f"{folder / f'tokenizer{reads.suffix}'}: {error}") from error
+            raise LimnerError(f"{folder}: {error}") from error
 
-    null = open_part(folder / "null_text", "NullText", NullText) if "null_text" in index.parts else None
+    null = parts.open("null_text", "NullText", NullText) if "null_text" in parts.index.parts else None
     return Text([open_encoder(reads) for reads in row.encoders], row.combine, null)
 
 
@@ -178,14 +206,3 @@ def check_compatible(model: Model, folder: Path) -> None:
         problem = f"the null text has {null.config.width} channels, the text encoder's states have {width}"
     if problem:
         raise LimnerError(f"{folder}: {problem}")
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise LimnerError(
-            f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try --device cpu"
-        ) from error
-    return device

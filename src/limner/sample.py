@@ -20,7 +20,7 @@ Steps = Iterator[tuple[Tensor, Tensor]]
 
 
 class Sampler(Protocol):
-    """The signature that all samplers share; deterministic ones ignore `draw` and `eta`, all but Heun `kappa`."""
+    """The signature of all samplers; deterministic ones ignore `draw` and `eta`, all but heun and pndm `kappa`."""
 
     def __call__(
         self, denoise: Denoise, x: Tensor, grid: Sequence[Level], draw: Draw, *, kappa: int = 0, eta: float = 1.0
@@ -65,27 +65,61 @@ def ancestral(
     return ddim(denoise, x, grid, draw, eta=eta)
 
 
+def _scale(level: Level, kappa: int) -> float:
+    """The factor between x and its coordinate x/scale, in which Heun and PLMS integrate along sigma/scale."""
+    return level.alpha + kappa * level.sigma
+
+
+def _slope(x: Tensor, x0: Tensor, level: Level, kappa: int) -> Tensor:
+    """d(x/scale) / d(sigma/scale) = eps - kappa*x0."""
+    return (x - level.alpha * x0) / level.sigma - kappa * x0
+
+
+def _along(x: Tensor, slope: Tensor, s: Level, t: Level, kappa: int) -> Tensor:
+    """x at level s -> x at level t along a constant slope."""
+    run = t.sigma / _scale(t, kappa) - s.sigma / _scale(s, kappa)
+    return _scale(t, kappa) * (x / _scale(s, kappa) + run * slope)
+
+
 def heun(denoise: Denoise, x: Tensor, grid: Sequence[Level], draw: Draw, *, kappa: int = 0, eta: float = 0.0) -> Steps:
     """Heun's second-order method, two evaluations a step, one in the last (Karras et al. 2022, algorithm 1).
 
     The average of two slopes depends on the coordinates; the path's `kappa` selects them.
     """
-
-    def slope(x: Tensor, x0: Tensor, level: Level) -> Tensor:
-        return (x - level.alpha * x0) / level.sigma - kappa * x0
-
-    def scale(level: Level) -> float:
-        return level.alpha + kappa * level.sigma
-
     for s, t in pairwise(grid):
         x0 = denoise(x, s)
-        if not t.sigma or not scale(s):
+        if not t.sigma or not _scale(s, kappa):
             x = step(x, x0, s, t)
         else:
             ahead = step(x, x0, s, t)
-            mean = (slope(x, x0, s) + slope(ahead, denoise(ahead, t), t)) / 2
-            run = t.sigma / scale(t) - s.sigma / scale(s)
-            x = scale(t) * (x / scale(s) + run * mean)
+            mean = (_slope(x, x0, s, kappa) + _slope(ahead, denoise(ahead, t), t, kappa)) / 2
+            x = _along(x, mean, s, t, kappa)
+        yield x, x0
+
+
+# Weights of the last slopes, the newest first: Adams-Bashforth of order 1 to 4.
+PLMS_WEIGHTS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+
+
+def pndm(denoise: Denoise, x: Tensor, grid: Sequence[Level], draw: Draw, *, kappa: int = 0, eta: float = 0.0) -> Steps:
+    """PLMS, the pseudo linear multistep of PNDM (Liu et al. 2022, equation 12): N+1 evaluations in N > 1 steps.
+
+    The first step is Heun's, whose slope ahead is not kept, instead of Runge-Kutta's (`skip_prk_steps` of diffusers).
+    The slopes are those of Heun's method, eps for kappa 0; diffusers combines outputs, for v another method.
+    """
+    slopes: list[Tensor] = []  # at the last four levels, the newest first
+    for i, (s, t) in enumerate(pairwise(grid)):
+        x0 = denoise(x, s)
+        if not _scale(s, kappa):
+            x = step(x, x0, s, t)
+        else:
+            slopes = [_slope(x, x0, s, kappa), *slopes[:3]]
+            weights = PLMS_WEIGHTS[len(slopes) - 1]
+            mean = sum((w * slope for w, slope in zip(weights, slopes, strict=True)), x.new_zeros(()))
+            if len(slopes) == 1 and i + 2 < len(grid):  # nothing is evaluated at the last level
+                ahead = step(x, x0, s, t)
+                mean = (mean + _slope(ahead, denoise(ahead, t), t, kappa)) / 2
+            x = _along(x, mean, s, t, kappa)
         yield x, x0
 
 
@@ -155,9 +189,13 @@ def unipc(denoise: Denoise, x: Tensor, grid: Sequence[Level], draw: Draw, *, kap
 
 
 def check_grid(grid: Sequence[Level]) -> None:
-    """Raises LimnerError unless the grid has two levels or more and sigma/alpha falls strictly."""
+    """Raises LimnerError unless the grid has two levels or more and sigma/alpha falls strictly.
+
+    The last two may be equal, as where a table's first level is the final one, too; then the last step is the identity.
+    """
     if len(grid) < 2:
         raise LimnerError("a grid needs at least two levels")
-    for s, t in pairwise(grid):
-        if not s.rho > t.rho:
+    for i, (s, t) in enumerate(pairwise(grid)):
+        stays = i + 2 == len(grid) and 0 < s.rho < math.inf and math.isclose(s.rho, t.rho, rel_tol=1e-6)
+        if not (s.rho > t.rho or stays):
             raise LimnerError(f"a grid must fall from noise to data, but sigma/alpha goes from {s.rho:g} to {t.rho:g}")

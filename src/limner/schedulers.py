@@ -23,7 +23,7 @@ from limner.noise.grids import (
 )
 from limner.noise.level import Level
 from limner.noise.paths import Discrete, Flow, Path, cosine, linear, scaled_linear, zero_terminal_snr
-from limner.sample import Sampler, ancestral, ddim, dpmpp_2m, dpmpp_2m_sde, euler, heun, unipc
+from limner.sample import Sampler, ancestral, ddim, dpmpp_2m, dpmpp_2m_sde, euler, heun, pndm, unipc
 
 MAX_STEPS = 100_000  # training timesteps of a configuration, and sampling steps
 
@@ -52,11 +52,14 @@ class Preset(NamedTuple):
     finite_start: bool = False  # a zero terminal SNR is clamped just above zero
     rounding: Rounding = None  # of the timesteps interpolated from karras sigmas
     full_range: bool = False  # karras and exponential span the table, not the spaced timesteps
+    alpha_to_one: bool | None = None  # default of set_alpha_to_one; None if the class ends clean without that option
+    runge_kutta: bool = False  # the first steps are Runge-Kutta's unless skip_prk_steps
 
 
 PRESETS: dict[str, Preset] = {
     "DDPMScheduler": Preset("ddpm", "leading", clip=True),
-    "DDIMScheduler": Preset("ddim", "leading", clip=True),
+    "DDIMScheduler": Preset("ddim", "leading", clip=True, alpha_to_one=True),
+    "PNDMScheduler": Preset("pndm", "leading", alpha_to_one=False, runge_kutta=True),
     "EulerDiscreteScheduler": Preset("euler", "linspace", integer=False, ratio_start=True, finite_start=True),
     "EulerAncestralDiscreteScheduler": Preset(
         "euler_a", "linspace", integer=False, ratio_start=True, finite_start=True
@@ -85,6 +88,7 @@ class SamplerRow(NamedTuple):
 SAMPLERS: dict[str, SamplerRow] = {
     "ddpm": SamplerRow(ancestral, 1.0, "DDPMScheduler"),
     "ddim": SamplerRow(ddim, 0.0, "DDIMScheduler"),
+    "pndm": SamplerRow(pndm, None, "PNDMScheduler", ("plms",)),
     "euler": SamplerRow(euler, None, "EulerDiscreteScheduler"),
     "euler_a": SamplerRow(ancestral, 1.0, "EulerAncestralDiscreteScheduler", ("euler a",)),
     "heun": SamplerRow(heun, None, "HeunDiscreteScheduler"),
@@ -195,6 +199,11 @@ def _check_supported(config: Mapping[str, Any], preset: Preset, shift: float | N
         if name in config and config[name] not in values:
             known = ", ".join(map(str, values))
             raise LimnerError(f"the scheduler's {name} {config[name]!r:.60} is not supported; supported: {known}")
+    if preset.runge_kutta and not _get_bool(config, "skip_prk_steps"):
+        raise LimnerError(
+            "the scheduler without skip_prk_steps takes Runge-Kutta steps, which are not supported;"
+            " choose another sampler by name, such as ddim, or set skip_prk_steps to true"
+        )
     if preset.endpoint is False and config.get("final_sigmas_type", "zero") != "zero":
         raise LimnerError("final_sigmas_type 'sigma_min' is not supported for multistep solvers; use 'zero'")
     if _get_bool(config, "use_dynamic_shifting") and shift is None:
@@ -269,9 +278,9 @@ def _table_grid(config: Mapping[str, Any], preset: Preset, steps: int, schedule:
     spacing = _get_str(config, "timestep_spacing", preset.spacing)
     offset = _get_int(config, "steps_offset", 0, 0, path.steps - 1)
     times = spaced(steps, spacing, length=path.steps, offset=offset, endpoint=preset.endpoint, integer=preset.integer)
-    # Stable Diffusion's DDIM ends at alpha-bar_0 (`set_alpha_to_one: false`).
+    # Stable Diffusion's DDIM and PNDM end at alpha-bar_0 (`set_alpha_to_one: false`).
     ends_noisy = config.get("final_sigmas_type") == "sigma_min" or (
-        preset.sampler == "ddim" and not _get_bool(config, "set_alpha_to_one", True)
+        preset.alpha_to_one is not None and not _get_bool(config, "set_alpha_to_one", preset.alpha_to_one)
     )
     final = path.level(0) if ends_noisy else CLEAN
     if schedule == "normal":

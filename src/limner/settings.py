@@ -20,7 +20,7 @@ class Settings:
     guidance_interval: tuple[float, float] | None = None
     """Guide only between these two noise-to-signal ratios sigma/alpha."""
     sampler: str | None = None
-    """ddpm, ddim, euler, euler_a, heun, dpmpp_2m, dpmpp_2m_sde or unipc."""
+    """ddpm, ddim, pndm, euler, euler_a, heun, dpmpp_2m, dpmpp_2m_sde or unipc."""
     schedule: str | None = None
     """normal, karras or exponential."""
     eta: float | None = None

@@ -1,4 +1,4 @@
-"""The command line: `limner generate | train | evaluate | data | inspect`, one module each.
+"""The command line: `limner generate | train | evaluate | data | inspect | download`, one module each.
 
 torch is imported after the arguments have been parsed.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 from limner.errors import LimnerError, LimnerWarning, unknown
 
-COMMANDS = ("generate", "train", "evaluate", "data", "inspect")
+COMMANDS = ("generate", "train", "evaluate", "data", "inspect", "download")
 OVERVIEW = """usage: limner COMMAND [OPTIONS]
 
 Text-to-image from zero.
@@ -23,6 +23,7 @@ Text-to-image from zero.
   inspect model [PATH]          parts, sizes and defaults of a model
   inspect schedule [PATH]       the noise levels of a sampler
   inspect tokens TEXT           the tokens of a text
+  download NAME                 fetch a model of the Hugging Face hub
 
 limner COMMAND --help lists a command's options."""
 

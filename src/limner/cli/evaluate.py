@@ -20,14 +20,14 @@ def _arguments(arguments: list[str]) -> Any:
 
         settings: Annotated[Settings, arg(name="")]
         model: Annotated[str | None, arg(aliases=["-m"])] = None
-        """A model folder or a training run; without it the shipped model."""
+        """A model folder, a training run or a name of the hub (owner/name); without it the shipped model."""
         prompts: str = "all"
         """seen, held-out, all, or a file with a prompt on each line."""
         n: int = 100
         """Prompts of each kind of scene, or the first n of the file."""
         seed: int = 0
         """Seed of the first picture, and of the prompts."""
-        device: str = "cpu"
+        device: str = "auto"
         show: bool = False
         """Draw the pictures in the terminal too."""
         output: Annotated[str, arg(aliases=["-o"])] = "grade"

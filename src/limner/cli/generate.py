@@ -12,6 +12,8 @@ from limner.errors import LimnerError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from limner.pipeline import Pipeline
+
 
 def _generate_arguments(arguments: list[str]) -> Any:
     import tyro
@@ -34,14 +36,20 @@ def _generate_arguments(arguments: list[str]) -> Any:
         negative_prompt: str | None = None
         """What guidance moves away from."""
         model: Annotated[str | None, arg(aliases=["-m"])] = None
-        """A model folder or a training run; without it the shipped model."""
+        """A model folder, a training run or a name of the hub (owner/name); without it the shipped model."""
+        random: bool = False
+        """Paint with the random weights of the recipe that --model names, a test of its shapes: nothing is learnt."""
         num_images: Annotated[int, arg(aliases=["-n"])] = 1
         """Pictures of each prompt."""
         seed: int = 0
         """Seed of the first picture; picture k has seed + k."""
-        device: str = "cpu"
-        dtype: str = "float32"
-        """dtype of the networks: float32, bfloat16 or float16."""
+        device: str = "auto"
+        """cpu, cuda, cuda:1, mps ...; auto takes cuda, else mps, else cpu."""
+        dtype: str = "auto"
+        """float32 (exact), bfloat16 or float16, of all parts or of one ("auto,vae=float32"); auto is bfloat16 for a
+        published model where the device has it natively, else float32."""
+        allow_pickle: bool = False
+        """Open weights in pickle files too (.bin, .ckpt), tensors only: nothing in them is run."""
         output: Annotated[str, arg(aliases=["-o"])] = "out.png"
         """A file (several pictures become a sheet), or a folder, ending in /, for one file each."""
         show: bool = False
@@ -54,7 +62,6 @@ def run(arguments: list[str]) -> None:
     """Parse, paint, save, show."""
     args = _generate_arguments(arguments)
     from limner.picture import image_format, to_ansi
-    from limner.pipeline import Pipeline
 
     prompts = list(args.prompt) or [""]
     if not args.output:
@@ -63,7 +70,7 @@ def run(arguments: list[str]) -> None:
     if not folder:
         image_format(Path(args.output))  # before the painting, so that a bad name costs no time
     start = time.perf_counter()
-    pipe = Pipeline.from_pretrained(args.model, device=args.device, dtype=args.dtype)
+    pipe = _open(args, prompts)
     request: dict[str, Any] = {"negative_prompt": args.negative_prompt, "num_images": args.num_images}
     with _progress(len(prompts) * args.num_images) as advance:
         pictures = pipe(prompts, **request, seed=args.seed, **vars(args.settings), progress=advance)
@@ -72,6 +79,36 @@ def run(arguments: list[str]) -> None:
     if args.show:
         print(to_ansi(shown))
     print(f"{', '.join(map(str, paths))}  {len(pictures)} pictures in {time.perf_counter() - start:.2f} s")
+
+
+def _open(args: Any, prompts: list[str]) -> "Pipeline":
+    """The pipeline that the arguments name; says which dtype "auto" chose, if it is not the exact one."""
+    import torch
+
+    from limner.model import Model
+    from limner.pipeline import Pipeline
+
+    if args.random:
+        from limner.train.untrained import open_untrained
+
+        return Pipeline(open_untrained(args.model, prompts, args.device, args.dtype))
+    _check_no_recipe(args.model)
+    model = Model.open(args.model, args.device, args.dtype, args.allow_pickle)
+    if "auto" in args.dtype and model.dtype != torch.float32:
+        name = str(model.dtype).removeprefix("torch.")
+        print(f"limner: painting in {name}, native on this device; --dtype float32 is exact", file=sys.stderr)
+    return Pipeline(model)
+
+
+def _check_no_recipe(name: str | None) -> None:
+    """LimnerError for the name of a recipe in place of a model."""
+    if name is None or Path(name).exists():
+        return
+    from limner.train.recipe import Recipe, load_recipe, recipe_names
+
+    if name in recipe_names():
+        paint = ", or paint with its random weights (--random)" if isinstance(load_recipe(name)[0], Recipe) else ""
+        raise LimnerError(f"no model at {name}: it is a recipe; train it (limner train {name}){paint}")
 
 
 def _progress(pictures: int):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from limner.cli.inspect_model import inspect_model
 from limner.cli.tables import new_table, print_table
 from limner.errors import unknown
 
@@ -25,32 +26,6 @@ def run(arguments: list[str]) -> None:
     if arguments[0] not in topics:
         raise unknown("inspect topic", arguments[0], topics)
     topics[arguments[0]](arguments[1:])
-
-
-def inspect_model(arguments: list[str]) -> None:
-    """Parts, sizes and defaults of a model."""
-    import tyro
-
-    def parse(path: tyro.conf.Positional[str | None] = None) -> str | None:
-        """Parts, sizes and defaults of a model.
-
-        Args:
-            path: A model folder or a training run; without it the shipped model.
-        """
-        return path
-
-    model, table = _open(tyro.cli(parse, args=arguments, prog="limner inspect model")).model, new_table()
-    for column in ("part", "tensors", "parameters", "configuration"):
-        table.add_column(column)
-    for name, part in model.parts().items():
-        count = sum(p.numel() for p in part.parameters())
-        numbers = ", ".join(f"{key}={value}" for key, value in vars(part.config).items() if value is not None)
-        table.add_row(name, str(len(part.state_dict())), f"{count:,}", numbers)
-    for name, tokenizer in model.tokenizers().items():
-        table.add_row(name, "", "", f"vocab_size={tokenizer.vocab_size}, length={tokenizer.length}")
-    for name, values in (("scheduler", model.scheduler), ("defaults", model.defaults)):
-        table.add_row(name, "", "", ", ".join(f"{key}={value}" for key, value in values.items()))
-    print_table(table)
 
 
 def inspect_schedule(arguments: list[str]) -> None:

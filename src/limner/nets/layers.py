@@ -90,9 +90,9 @@ def position_table(height: int, width: int, dim: int, base: int, device: torch.d
     return torch.cat([y, x], dim=-1).reshape(height * width, dim)
 
 
-def norm(channels: int, groups: int) -> nn.GroupNorm:
-    """Group normalisation with the eps of Stable Diffusion's networks (Wu & He 2018)."""
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+def norm(channels: int, groups: int, eps: float = 1e-6) -> nn.GroupNorm:
+    """Group normalisation (Wu & He 2018), by default with the eps of Stable Diffusion's autoencoder."""
+    return nn.GroupNorm(groups, channels, eps=eps)
 
 
 def conv3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
@@ -107,12 +107,12 @@ class ResnetBlock(nn.Module):
     (Ho et al. 2020, appendix B). State-dict names are those of diffusers' ResnetBlock2D.
     """
 
-    def __init__(self, inputs: int, outputs: int, groups: int, time_dim: int = 0) -> None:
+    def __init__(self, inputs: int, outputs: int, groups: int, time_dim: int = 0, eps: float = 1e-6) -> None:
         super().__init__()
-        self.norm1 = norm(inputs, groups)
+        self.norm1 = norm(inputs, groups, eps)
         self.conv1 = conv3(inputs, outputs)
         self.time_emb_proj = nn.Linear(time_dim, outputs) if time_dim else None
-        self.norm2 = norm(outputs, groups)
+        self.norm2 = norm(outputs, groups, eps)
         self.conv2 = conv3(outputs, outputs)
         self.conv_shortcut = nn.Conv2d(inputs, outputs, kernel_size=1) if inputs != outputs else None
 
@@ -122,3 +122,15 @@ class ResnetBlock(nn.Module):
             h = h + self.time_emb_proj(c)[:, :, None, None]
         h = self.conv2(F.silu(self.norm2(h)))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour upsampling, then a 3x3 convolution: x (B, C, H, W) -> (B, C, *size), by default (2H, 2W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = conv3(channels, channels)
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        height, width = x.shape[2:]
+        return self.conv(F.interpolate(x, size=size or (2 * height, 2 * width), mode="nearest"))

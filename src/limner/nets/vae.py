@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from limner.errors import LimnerError
 from limner.nets.configs import AutoencoderKLConfig
-from limner.nets.layers import ResnetBlock, attention, conv3, merge_heads, norm, split_heads
+from limner.nets.layers import ResnetBlock, Upsample, attention, conv3, merge_heads, norm, split_heads
 
 
 class Posterior(NamedTuple):
@@ -76,17 +76,6 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # Padded on the right and bottom only, as in the published models.
         return self.conv(F.pad(x, (0, 1, 0, 1)))
-
-
-class Upsample(nn.Module):
-    """x (B, C, H, W) -> (B, C, 2H, 2W)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = conv3(channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 def _resnets(inputs: int, outputs: int, count: int, groups: int) -> nn.Sequential:

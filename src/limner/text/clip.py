@@ -113,7 +113,8 @@ class CLIPTextEmbeddings(nn.Module):
             raise LimnerError(
                 f"a text of {length} tokens is over this encoder's {longest}; encode it in shorter pieces"
             )
-        return self.token_embedding(ids) + self.position_embedding.weight[:length]  # (B, L, C)
+        positions = torch.arange(length, device=ids.device)
+        return self.token_embedding(ids) + self.position_embedding(positions)  # (B, L, C)
 
 
 class CLIPAttention(nn.Module):

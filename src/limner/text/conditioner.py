@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from limner.errors import LimnerError, unknown
 from limner.files import check_range, check_types, from_entries
@@ -33,8 +33,8 @@ ASK = Ask()
 class Conditioner(nn.Module):
     """Prompts -> condition. None and "" are the null prompt of classifier-free guidance."""
 
-    acts: bool = True
-    """Whether the condition depends on the prompt."""
+    kind: str = "text"
+    """What prompts are: "text", "class" (names) or "none"."""
     names: tuple[str, ...] = ()
     """The class names, if prompts are classes."""
     width: int = 0
@@ -45,6 +45,11 @@ class Conditioner(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.null = None  # not a class attribute, which would shadow a submodule of this name
+
+    @property
+    def acts(self) -> bool:
+        """Whether the condition depends on the prompt."""
+        return self.kind != "none"
 
     def parts(self) -> dict[str, nn.Module]:
         """The modules with weights, by their folders."""
@@ -73,7 +78,7 @@ class Conditioner(nn.Module):
 class Nothing(Conditioner):
     """Unconditional: prompts must be empty."""
 
-    acts = False
+    kind = "none"
 
     def encode(self, prompts: Sequence[str | None], ask: Ask = ASK) -> list[None]:
         if any(prompts):
@@ -86,6 +91,8 @@ class Nothing(Conditioner):
 
 class Classes(Conditioner):
     """Class names -> {"labels": (B,)}; the null class has the label len(names)."""
+
+    kind = "class"
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__()
@@ -132,6 +139,9 @@ class NullText(nn.Module):
         self.config = config
         self.tokens = nn.Parameter(torch.randn(1, config.width))
 
+    def forward(self) -> Tensor:
+        return self.tokens  # (1, C)
+
 
 class Text(Conditioner):
     """Text, by one or more encoders; `combine` is the family's function that joins their states.
@@ -168,7 +178,7 @@ class Text(Conditioner):
             by_encoder = [encoder.encode(distinct, ask.truncate) for encoder in self.encoders]
             states = dict(zip(distinct, zip(*by_encoder, strict=True), strict=True))
         if self.null is not None:
-            states[""] = (TextStates(self.null.tokens),)
+            states[""] = (TextStates(self.null()),)
         return [states[text] for text in texts]
 
     def combine(self, encoded: Sequence[tuple[TextStates, ...]], ask: Ask = ASK) -> Condition:
@@ -185,6 +195,11 @@ def masked_text(encoded: Sequence[Sequence[TextStates]]) -> Condition:
     places = mask.flatten().nonzero()[:, 0].to(states.device)
     text = states.new_zeros(mask.numel(), states.shape[1]).index_copy(0, places, states)
     return {"text": text.unflatten(0, mask.shape), "mask": mask.to(states.device)}
+
+
+def padded_text(encoded: Sequence[Sequence[TextStates]]) -> Condition:
+    """The first encoder's states at the full context length, without a mask: {"text": (B, L, C)}."""
+    return {"text": torch.stack([states[0].tokens for states in encoded])}
 
 
 def no_text(encoded: Sequence[Sequence[TextStates]]) -> Condition:

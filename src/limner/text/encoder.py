@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from limner.errors import LimnerError
@@ -21,13 +22,16 @@ class Reads(NamedTuple):
     """Index of the hidden state."""
     norm: bool = True
     """Whether the final norm is applied to it."""
+    padded: bool = False
+    """Whether the states of the padding belong to the text, as in the published families: L is the context length."""
 
 
 LAST_STATE = Reads()
 
 
 class TextStates(NamedTuple):
-    """An encoded prompt: `tokens` (L, C), with start and end but no padding; `pooled` (D,) or None."""
+    """An encoded prompt: `tokens` (L, C), with start and end but no padding unless `Reads.padded`; `pooled` (D,) or
+    None."""
 
     tokens: Tensor
     pooled: Tensor | None = None
@@ -62,8 +66,9 @@ class TextEncoder(nn.Module):
         Raises LimnerError for a prompt over the context length, unless `truncate`.
         """
         ids, mask = self.tokenizer.encode(list(prompts), truncate=truncate)
+        mask = torch.ones_like(mask) if self.reads.padded else mask
         lengths = mask.sum(dim=1).tolist()
-        longest = -(-max(lengths) // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE
+        longest = min(-(-max(lengths) // PAD_TO_MULTIPLE) * PAD_TO_MULTIPLE, ids.shape[1])
         device = next(self.transformer.parameters()).device
         output = self.transformer(ids[:, :longest].to(device), self.reads.layer, self.reads.norm)
         # In one piece, as the backward pass of a slice for each prompt would cost more than the small networks here.

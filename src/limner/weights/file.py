@@ -1,26 +1,49 @@
-"""Reading and writing safetensors files."""
+"""Reading files of weights (safetensors, their shards, pickles) and writing safetensors."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+from zipfile import is_zipfile
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from limner.errors import LimnerError
-from limner.files import write_atomically
+from limner.files import read_json, write_atomically
 
-# Diagnoses of files that are not safetensors, by their first bytes.
+PICKLES = (".bin", ".ckpt", ".pt")
+# Diagnoses of files that are not weights, by their first bytes.
 FILE_SIGNATURES = {
     b"version https://git-lfs": "it is a git-LFS pointer, not the weights themselves: fetch them with `git lfs pull`",
     b"<": "it is a web page, not weights: the address is not that of a file, or needs a login",
-    b"PK": "it is a zip archive, as torch.save writes: a pickle, which limner does not open; save it as safetensors",
-    b"\x80": "it is a pickle, which can run programs and which limner does not open; save it as safetensors",
     b"GGUF": "it is a GGUF file, which limner does not read; take the safetensors of the same model",
     b"\x1f\x8b": "it is packed with gzip: unpack it",
     b"{": "it is JSON, not weights: an index of shards, or a server's answer",
 }
+# A pickle is a zip archive that holds one, or, before torch 1.6, the pickle itself.
+PICKLE_SIGNATURES = {
+    b"PK": "it is a zip archive, as torch.save writes: a pickle",
+    b"\x80": "it is a pickle",
+}
+PICKLE_ADVICE = "which can run programs; save it as safetensors, or read it with --allow-pickle (allow_pickle=True)"
 CUT_SHORT = "it was probably cut short: copy or download it again"
+
+
+def read_weights(path: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, of the shards that an index (.json) names, or of a pickle if allowed.
+
+    They are memory-mapped, but for pickles older than torch 1.6. Raises LimnerError with a diagnosis.
+    """
+    if path.suffix == ".json":
+        return _read_shards(path, allow_pickle)
+    if path.suffix not in PICKLES:
+        return read_tensors(path)
+    if not allow_pickle:
+        raise LimnerError(f"{path} is not opened: it is a pickle, {PICKLE_ADVICE}")
+    return _read_pickle(path)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -34,17 +57,65 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise LimnerError(f"{path} is not a valid safetensors file ({error}): {_diagnosis(path)}") from error
 
 
+def _read_shards(index: Path, allow_pickle: bool) -> dict[str, Tensor]:
+    """The tensors of all shards, each in the one that `weight_map` gives: {"weight_map": {tensor: file}}."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise LimnerError(f"{index}: weight_map must be an object of tensors and their files, not {weight_map!r:.60}")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or Path(shard).name != shard or shard.endswith(".json"):
+            raise LimnerError(f"{index}: {name} is said to be in {shard!r:.60}, which is no file of weights beside it")
+        if not (index.parent / shard).is_file():
+            raise LimnerError(f"{index}: {name} is said to be in {shard}, which is absent: fetch all shards")
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(set(weight_map.values())):
+        held = read_weights(index.parent / shard, allow_pickle)
+        for name in sorted(held.keys() | {name for name, file in weight_map.items() if file == shard}):
+            if name not in held:
+                raise LimnerError(f"{index}: {name} is said to be in {shard}, which does not hold it")
+            if weight_map.get(name) != shard:
+                where = f"is said to be in {weight_map[name]}" if name in weight_map else "is not listed"
+                raise LimnerError(f"{index}: {name} {where}, but {shard} holds it")
+        tensors |= held
+    return tensors
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by torch.save: a state dict, or {"state_dict": ...}. Nothing in it is executed."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+    except Exception as error:  # torch.load raises errors of many kinds for a damaged file
+        kind = re.search(r"GLOBAL (\w+\.[\w.]*\w) ", str(error))  # the class or function that it asks for
+        what = f"it holds {kind[1]}, not tensors alone; nothing in it was run" if kind else _diagnosis(path)
+        raise LimnerError(f"{path} is not a valid pickle of tensors: {what}") from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict):
+        raise LimnerError(f"{path} holds a {type(content).__name__}; expected a dictionary of tensors")
+    others = [f"{name!r:.60} ({type(value).__name__})" for name, value in content.items() if not _usable(name, value)]
+    if others:
+        raise LimnerError(f"{path} holds more than dense tensors by their names: {', '.join(others[:8])}")
+    return dict(content)  # without the attributes that an OrderedDict may bring
+
+
+def _usable(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
+
+
 def _diagnosis(path: Path) -> str:
-    """What an invalid safetensors file probably is, from its first bytes."""
+    """What an invalid file of weights probably is, from its first bytes."""
     try:
         with path.open("rb") as file:
-            start = file.read(64)
+            start, pickled = file.read(64), path.suffix in PICKLES
     except OSError as error:
         return str(error.strerror or error)
     if not start:
         return "it is empty"
     if start[8:9] == b"{":  # a safetensors header after its 8-byte length, whose bytes may look like a pickle
-        return CUT_SHORT
+        return "it is a safetensors file: rename it" if pickled else CUT_SHORT
+    for first, what in PICKLE_SIGNATURES.items():
+        if start.startswith(first):
+            return CUT_SHORT if pickled else f"{what}, {PICKLE_ADVICE}, named .bin"
     return next((what for first, what in FILE_SIGNATURES.items() if start.lstrip().startswith(first)), CUT_SHORT)
 
 

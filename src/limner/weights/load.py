@@ -10,23 +10,28 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from limner.errors import LimnerError
-from limner.weights.file import read_tensors
+from limner.weights.file import read_weights
 
 Net = TypeVar("Net", bound=nn.Module)
 Rename = Callable[[str], str | None]
 MAX_SHOWN = 8  # problems listed in an error
 
 
-def load(build: Callable[[], Net], path: Path, rename: Rename | None = None) -> Net:
-    """The network that `build` constructs, with the weights of `path` in their own dtype, in eval mode and frozen.
+def load(
+    build: Callable[[], Net],
+    path: Path,
+    rename: Rename | None = None,
+    dtype: torch.dtype | None = None,
+    channels_last: bool = False,
+    allow_pickle: bool = False,
+) -> Net:
+    """The network that `build` constructs, with the weights of `path`, in eval mode and frozen.
 
-    `rename` maps a tensor's name in the file to the network's, or to None to skip it. The weights are not copied.
-    Raises LimnerError with the list of missing, extra, misshapen and non-floating-point tensors, and for a network
-    that is too large to build.
+    `rename` maps a tensor's name in the file to the network's, or to None to skip it. A weight is copied only where
+    `dtype` or `channels_last` changes it. Raises LimnerError with the list of missing, extra, misshapen and
+    non-floating-point tensors, and for a network that is too large to build.
     """
-    tensors = read_tensors(path)
-    if rename is not None:
-        tensors = _renamed(tensors, rename, path)
+    tensors = _renamed(read_weights(path, allow_pickle), rename, path)
     try:
         with torch.device("meta"), NoInit():
             net = build()
@@ -42,8 +47,19 @@ def load(build: Callable[[], Net], path: Path, rename: Rename | None = None) -> 
     if problems:
         shown = problems[:MAX_SHOWN] + ([f"and {len(problems) - MAX_SHOWN} more"] if len(problems) > MAX_SHOWN else [])
         raise LimnerError(f"{path} does not hold the weights of this {type(net).__name__}:\n  " + "\n  ".join(shown))
+    for name in tensors:  # one by one, each original given up, so that no two copies of all are held at once
+        tensors[name] = convert(tensors[name], dtype, channels_last)
     net.load_state_dict(tensors, assign=True)
     return net.eval().requires_grad_(False)
+
+
+def convert(tensor: Tensor, dtype: torch.dtype | None, channels_last: bool) -> Tensor:
+    """The tensor in `dtype`, one of four dimensions in channels-last format: itself where it is so already.
+
+    The kernel of a 1x1 convolution is in both formats at once.
+    """
+    strided = channels_last and tensor.ndim == 4 and not tensor.is_contiguous(memory_format=torch.channels_last)
+    return tensor.to(dtype=dtype, memory_format=torch.channels_last if strided else torch.preserve_format)
 
 
 class NoInit(TorchFunctionMode):
@@ -56,8 +72,10 @@ class NoInit(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _renamed(tensors: dict[str, Tensor], rename: Rename, path: Path) -> dict[str, Tensor]:
+def _renamed(tensors: dict[str, Tensor], rename: Rename | None, path: Path) -> dict[str, Tensor]:
     """The tensors under the network's names."""
+    if rename is None:
+        return tensors
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         new = rename(name)

@@ -9,11 +9,13 @@ from torch import nn
 from limner.errors import LimnerError, unknown
 from limner.files import read_config, write_json
 from limner.nets.dit import DiT, DiTConfig
+from limner.nets.unet import UNet2DConditionModel, UNetConfig
 from limner.nets.vae import AutoencoderKL, AutoencoderKLConfig
 from limner.text.clip import CLIPTextConfig, CLIPTextModel
 from limner.text.conditioner import NullText, NullTextConfig
-from limner.weights.dialects import clip_text
-from limner.weights.file import write_tensors
+from limner.weight_names import choose_weights
+from limner.weights.dialects import autoencoder_kl, clip_text
+from limner.weights.file import read_weights, write_tensors
 from limner.weights.load import Rename, load
 
 DIFFUSERS_FILE, TRANSFORMERS_FILE = "diffusion_pytorch_model.safetensors", "model.safetensors"
@@ -22,8 +24,8 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class Part(NamedTuple):
-    """A module class: the `library` that defines it, its configuration class, the name of its weights file, the
-    mapping of tensor names for `load`, and whether it is fastest in channels-last format."""
+    """A module class: the `library` that defines it, its configuration class, the file that its weights are saved
+    in, the mapping of tensor names for `load`, and whether it is fastest in channels-last format."""
 
     library: str
     module: type[Any]
@@ -35,18 +37,30 @@ class Part(NamedTuple):
 
 PARTS: dict[str, Part] = {
     "DiT": Part("limner", DiT, DiTConfig),
+    "UNet2DConditionModel": Part("diffusers", UNet2DConditionModel, UNetConfig),
     "NullText": Part("limner", NullText, NullTextConfig, TRANSFORMERS_FILE),
-    "AutoencoderKL": Part("diffusers", AutoencoderKL, AutoencoderKLConfig, channels_last=True),
+    "AutoencoderKL": Part("diffusers", AutoencoderKL, AutoencoderKLConfig, rename=autoencoder_kl, channels_last=True),
     "CLIPTextModel": Part("transformers", CLIPTextModel, CLIPTextConfig, TRANSFORMERS_FILE, clip_text),
 }
 
 
-def open_part(folder: Path, name: str, base: type[Module]) -> Module:
-    """Load the module of class `name`, a subclass of `base`, from `folder`: config.json and weights."""
-    names = [each for each, part in PARTS.items() if issubclass(part.module, base)]
-    if name not in names:
-        raise unknown(f"class of {folder}", name, names)
-    part = PARTS[name]
+class Account(NamedTuple):
+    """What a part's folder holds: its `files` of weights, the number of `tensors` in them, the names that are not
+    used by the network."""
+
+    files: list[Path]
+    tensors: int
+    unused: list[str]
+
+
+def open_part(
+    folder: Path, name: str, base: type[Module], dtype: torch.dtype | None = None, allow_pickle: bool = False
+) -> Module:
+    """Load the module of class `name`, a subclass of `base`, from `folder`: config.json and weights.
+
+    The weights are converted to `dtype`, or keep that of their file. Pickles are refused unless `allow_pickle`.
+    """
+    part = _part(folder, name, base)
     config = read_config(folder / "config.json", part.config.from_dict)
 
     def build() -> Module:
@@ -55,10 +69,31 @@ def open_part(folder: Path, name: str, base: type[Module]) -> Module:
         except LimnerError as error:
             raise LimnerError(f"{folder / 'config.json'}: {error}") from error
 
-    module = load(build, folder / part.file, part.rename)
-    if part.channels_last:
-        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return module
+    file = weight_files(folder, allow_pickle)[0]
+    return load(build, file, part.rename, dtype, part.channels_last, allow_pickle)
+
+
+def _part(folder: Path, name: str, base: type[nn.Module]) -> Part:
+    names = [each for each, part in PARTS.items() if issubclass(part.module, base)]
+    if name not in names:
+        raise unknown(f"class of {folder}", name, names)
+    return PARTS[name]
+
+
+def weight_files(folder: Path, allow_pickle: bool = False) -> list[Path]:
+    """The files that hold the weights of a part: one file, or an index and its shards."""
+    try:
+        names = choose_weights((file.name for file in folder.glob("*") if file.is_file()), allow_pickle)
+    except LimnerError as error:
+        raise LimnerError(f"{folder}: {error}") from error
+    return [folder / name for name in names]
+
+
+def account(folder: Path, name: str, allow_pickle: bool = False) -> Account:
+    """The tensors in the folder of a part of class `name`; `open_part` uses all but the `unused` or raises."""
+    files, rename = weight_files(folder, allow_pickle), _part(folder, name, nn.Module).rename
+    tensors = read_weights(files[0], allow_pickle)  # mapped: only their names are read
+    return Account(files, len(tensors), [each for each in tensors if rename is not None and rename(each) is None])
 
 
 def save_part(module: Any, folder: Path, dtype: torch.dtype | None = None) -> tuple[str, str]:

@@ -1,0 +1,50 @@
+"""Devices and dtypes by name, "auto" included."""
+
+from collections.abc import Iterable
+
+import torch
+
+from limner.errors import LimnerError, unknown
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
+
+
+def find_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is cuda, else mps, else cpu. Raises LimnerError for one that is not here."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise LimnerError(f"device {name!r} cannot be used here ({reason}); try --device cpu") from error
+    return device
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device multiplies it natively, else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # torch 2.10 and later
+        capabilities = torch.cpu.get_capabilities()
+        return torch.bfloat16 if any(capabilities.get(each) for each in BF16_INSTRUCTIONS) else torch.float32
+    return torch.float32
+
+
+def dtypes_of(text: str, auto: torch.dtype, parts: Iterable[str]) -> dict[str, torch.dtype]:
+    """The dtype of each part: one name for all ("bfloat16"; "auto" is `auto`), then exceptions ("auto,vae=float32").
+
+    Raises LimnerError for an unknown dtype or part.
+    """
+    known = DTYPES | {"auto": auto}
+    dtypes = dict.fromkeys(parts, auto)
+    for entry in text.split(","):
+        name, equals, value = entry.strip().rpartition("=")
+        if value not in known:
+            raise unknown("dtype", value, known)
+        if equals and name not in dtypes:
+            raise unknown("part", name, dtypes)
+        dtypes |= dict.fromkeys([name] if equals else dtypes, known[value])
+    return dtypes
