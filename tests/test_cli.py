@@ -143,7 +143,7 @@ def test_bad_input(capsys: pytest.CaptureFixture[str], arguments: list[str], mes
         ),
         ('{"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": true}', "give a shift"),
         ('{"_class_name": "DDPMScheduler", "variance_type": "fixed_large"}', "variance_type 'fixed_large'"),
-        ('{"_class_name": "PNDMScheduler"}', "unknown scheduler 'PNDMScheduler'"),
+        ('{"_class_name": "PNDMScheduler"}', "without skip_prk_steps"),
     ],
 )
 def test_schedulers_that_are_not_understood_are_refused(

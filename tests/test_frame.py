@@ -254,9 +254,10 @@ def test_the_index_names_every_part(tmp_path: Path) -> None:
         model, folder = tiny(kind), tmp_path / kind
         model.save(folder)
         index = json.loads((folder / "model_index.json").read_text())
-        assert index == {"_class_name": "LimnerPipeline", "defaults": model.defaults} | parts[kind]
+        scheduler = {"scheduler": ["diffusers", model.scheduler["_class_name"]]}
+        assert index == {"_class_name": "LimnerPipeline", "defaults": model.defaults} | scheduler | parts[kind]
         folders = {name for name, entry in index.items() if isinstance(entry, list) and name != "class_names"}
-        assert {each.name for each in folder.iterdir() if each.is_dir()} == {*folders, "scheduler"}
+        assert {each.name for each in folder.iterdir() if each.is_dir()} == folders
 
 
 @pytest.mark.parity

@@ -277,7 +277,7 @@ def test_evaluate_grade_prints_and_writes_the_report(tmp_path, monkeypatch, caps
     out = tmp_path / "out"
     main(["evaluate", "grade", "-m", "mine", "--prompts", str(tmp_path / "p.txt"), "--n", "3", "--steps", "7",
           "--seed", "4", "-o", str(out)])  # fmt: skip
-    assert loaded == [("mine", {"device": "cpu"})]
+    assert loaded == [("mine", {"device": "auto"})]
     ((painted, seed, settings),) = painter.calls
     assert painted == ["a large purple star", STRANGE, "a red square"] and seed == 4 and settings["steps"] == 7
     printed = capsys.readouterr().out

@@ -81,6 +81,7 @@ class Model:
             tokenizer.save(folder / name)
             index[name] = ("transformers", "CLIPTokenizer")
         write_json(folder / "scheduler/scheduler_config.json", self.scheduler)
+        index["scheduler"] = ("diffusers", self.scheduler.get("_class_name", ""))
         index |= {"class_names": self.conditioner.names} if self.conditioner.names else {}
         write_json(folder / "model_index.json", index | {"defaults": self.defaults})
         for name in stale:

@@ -20,7 +20,7 @@ Text-to-image from zero.
   train RECIPE                  train a model from nothing; without RECIPE, list the recipes
   evaluate grade                paint prompts of the captioned world and grade the pictures
   data world --out DIR          write pictures of the captioned world
-  inspect model [PATH]          parts, sizes and defaults of a model
+  inspect model [PATH] [--run]  every tensor of a model accounted for; one forward of each part
   inspect schedule [PATH]       the noise levels of a sampler
   inspect tokens TEXT           the tokens of a text
   download NAME                 fetch a model of the Hugging Face hub
