@@ -445,3 +445,11 @@ def test_bad_input_on_the_command_line(copy: Path, tmp_path: Path, capsys: pytes
         with pytest.raises(SystemExit) as stopped:
             main(["generate", "a red star", "--model", str(copy), "-o", str(tmp_path / "a.png"), *arguments])
         assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("dtype", "channels_last"), [("float32", False), ("bfloat16", True), ("float16", True)])
+def test_the_unets_kernels_are_channels_last_where_that_is_faster(
+    folders: Folders, dtype: str, channels_last: bool
+) -> None:
+    kernel = Model.open(folders.saved, dtype=dtype).network.conv_in.weight
+    assert kernel.is_contiguous(memory_format=torch.channels_last) is channels_last
