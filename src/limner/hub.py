@@ -19,7 +19,11 @@ WORD = r"\w(?:[\w.-]{0,94}\w)?"
 NAME = re.compile(  # runs/ is where training writes, no owner
     rf"(?!runs/|.*(?:--|\.\.))({WORD}/{WORD})(?<!\.git)(?:@(\w[\w./-]*))?", re.ASCII
 )
-NOT_PARTS = ("class_names", "safety_checker", "feature_extractor", "image_encoder")  # the last three are not opened
+NEEDLESS = {  # parts of published folders that no picture is painted with, and what they do
+    "safety_checker": "it judges finished pictures",
+    "feature_extractor": "it prepares pictures for other parts",
+    "image_encoder": "it reads pictures given as prompts",
+}
 WITHOUT_WEIGHTS = ("Scheduler", "Tokenizer", "TokenizerFast", "Processor", "Extractor")  # ends of class names
 LOG_IN = "log in with `hf auth login` or set a valid HF_TOKEN"
 REASONS = {  # by the name of the exception's class or of the nearest of its bases
@@ -97,7 +101,12 @@ def needed(index: dict[str, Any], names: Iterable[str], allow_pickle: bool) -> l
         inside.setdefault(folder, []).append(name)
     small, weights = [], []
     for part, entry in (index | {"scheduler": ["", "Scheduler"]}).items():
-        if part in NOT_PARTS or not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[1], str):
+        if (
+            part in ("class_names", *NEEDLESS)
+            or not isinstance(entry, list)
+            or len(entry) != 2
+            or not isinstance(entry[1], str)
+        ):
             continue
         present = inside.get(part, [])
         small += [f"{part}/{each}" for each in present if re.fullmatch(r"(?!.*\.index\.).*\.(json|txt|model)", each)]

@@ -18,14 +18,15 @@ def run(arguments: list[str]) -> None:
         revision: str | None = None
         """A branch, tag or commit; without it the main branch. Or as owner/name@revision."""
         allow_pickle: tyro.conf.FlagCreatePairsOff[bool] = False
-        """Download pickles (.bin, .ckpt) where a part has no safetensors. Opening a pickle can run programs."""
+        """Download pickles (.bin, .ckpt) where a part has no safetensors; to open them is a permission of its own."""
 
     args = tyro.cli(Arguments, args=arguments, prog="limner download")
     if args.revision is not None and "@" in args.name:
         raise LimnerError(f"{args.name} names a revision already; leave --revision out")
+    from limner.cli.tables import format_size
     from limner.hub import download
 
     name = args.name if args.revision is None else f"{args.name}@{args.revision}"
     folder = download(name, args.allow_pickle)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    print(f"{folder}  {f'{size / 1e9:.2f} GB' if size >= 1e9 else f'{size / 1e6:.2f} MB'}")
+    print(f"{folder}  {format_size(size)}")

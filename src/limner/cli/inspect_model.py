@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from limner.cli.tables import new_table, print_table
+from limner.cli.tables import format_size, new_table, print_table
 from limner.errors import warn_no_effect
 
 if TYPE_CHECKING:
@@ -65,12 +65,12 @@ def inspect_model(arguments: list[str]) -> None:
 def _print_tensors(parts: "Sequence[PartTensors]") -> None:
     table = _table(("part",), ("tensors", "used", "parameters", "size", "on disk", "opened"))
     for part in parts:
-        numbers = (str(part.tensors), str(part.used), f"{part.parameters:,}", _size(part.size))
+        numbers = (str(part.tensors), str(part.used), f"{part.parameters:,}", format_size(part.size))
         table.add_row(part.folder, *numbers, part.stored, part.opened)
     table.add_section()
     tensors, used = sum(part.tensors for part in parts), sum(part.used for part in parts)
     parameters, size = sum(part.parameters for part in parts), sum(part.size for part in parts)
-    table.add_row("total", str(tensors), str(used), f"{parameters:,}", _size(size), "", "")
+    table.add_row("total", str(tensors), str(used), f"{parameters:,}", format_size(size), "", "")
     print_table(table, WIDTH)
 
 
@@ -165,7 +165,3 @@ def _entries(values: Mapping[str, Any]) -> str:
 
 def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "-"
-
-
-def _size(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"

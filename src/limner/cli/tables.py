@@ -1,4 +1,4 @@
-"""Tables in the terminal."""
+"""Tables and numbers in the terminal."""
 
 
 def new_table(title: str | None = None):
@@ -14,3 +14,8 @@ def print_table(table, min_width: int = 0) -> None:
     console = Console(highlight=False)
     console.width = max(console.width, min_width)  # narrower ones would truncate the numbers
     console.print(table)
+
+
+def format_size(size: int) -> str:
+    """A number of bytes in MB or GB."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"

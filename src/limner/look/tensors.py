@@ -4,20 +4,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from limner.files import read_config
 from limner.folders import Index
+from limner.hub import NEEDLESS
 from limner.model import Model
-from limner.weights.file import read_weights
 from limner.weights.parts import account
-
-# Parts of published folders that no picture is painted with.
-SKIPPED = {
-    "safety_checker": "it judges finished pictures",
-    "feature_extractor": "it prepares pictures for other parts",
-    "image_encoder": "it reads pictures given as prompts",
-}
 
 
 class PartTensors(NamedTuple):
@@ -40,24 +34,23 @@ class PartTensors(NamedTuple):
 def part_tensors(folder: Path, part: nn.Module, allow_pickle: bool = False) -> PartTensors:
     """The tensors of a `part` that was opened from its `folder`."""
     kind, state = type(part).__name__, part.state_dict()
-    files, tensors, unused = account(folder, kind, allow_pickle)
-    held = read_weights(files[0], allow_pickle)  # mapped: only the dtypes are read
+    files, dtypes, unused = account(folder, kind, allow_pickle)
     return PartTensors(
         folder=folder.name,
         kind=kind,
         files=[file.name for file in files],
         size=sum(file.stat().st_size for file in files),
-        tensors=tensors,
+        tensors=len(dtypes),
         used=len(state),
         unused=unused,
         parameters=sum(parameter.numel() for parameter in part.parameters()),
-        stored=_dtypes(tensor for name, tensor in held.items() if name not in unused),
-        opened=_dtypes(state.values()),
+        stored=_names(dtype for name, dtype in dtypes.items() if name not in unused),
+        opened=_names(tensor.dtype for tensor in state.values()),
     )
 
 
-def _dtypes(tensors: Iterable[Tensor]) -> str:
-    return ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors}))
+def _names(dtypes: Iterable[torch.dtype]) -> str:
+    return ", ".join(sorted({str(dtype).removeprefix("torch.") for dtype in dtypes}))
 
 
 def skipped_parts(folder: Path, model: Model) -> dict[str, str]:
@@ -67,4 +60,4 @@ def skipped_parts(folder: Path, model: Model) -> dict[str, str]:
     beside = [path.parent.name for path in sorted(folder.glob("[!.]*/*config.json"))]
     names = dict.fromkeys([*index.parts, *beside])
     used = {*model.parts(), *model.tokenizers(), "scheduler"}
-    return {name: SKIPPED.get(name, f"a {model.pipeline} has no such part") for name in names if name not in used}
+    return {name: NEEDLESS.get(name, f"a {model.pipeline} has no such part") for name in names if name not in used}
