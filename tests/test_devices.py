@@ -1,9 +1,11 @@
 """Devices and dtypes by name, on machines that this one is not."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from limner.devices import DTYPES, dtypes_of, fast_dtype, find_device
+from limner.devices import DTYPES, dtypes_of, fast_dtype, find_device, keep_freed_memory
 from limner.errors import LimnerError
 
 PARTS = ("unet", "vae", "text_encoder")
@@ -101,3 +103,17 @@ def test_an_unknown_dtype_or_part_is_named(text: str, message: str) -> None:
 def test_this_machine_answers() -> None:
     assert find_device("cpu") == torch.device("cpu")
     assert fast_dtype(torch.device("cpu")) in DTYPES.values()
+
+
+def test_freed_memory_is_kept_where_malloc_has_that_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[int, int] = {}
+    library = SimpleNamespace(mallopt=options.__setitem__)
+    monkeypatch.setattr("ctypes.CDLL", lambda name: library)
+    monkeypatch.setattr("sys.platform", "linux")
+    keep_freed_memory()
+    assert options == {-3: 2**26 + 1, -1: 2**28}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+    del library.mallopt  # as in musl
+    keep_freed_memory()
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr("ctypes.CDLL", None)
+    keep_freed_memory()

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limner.errors import LimnerError
+from limner.nets.layers import ResnetBlock
 from limner.nets.vae import AutoencoderKL, AutoencoderKLConfig, Downsample, Posterior, SpatialAttention, Upsample
 from limner.weights.load import load
 
@@ -273,6 +274,45 @@ def test_upsample_repeats() -> None:
     layer.conv.bias.zero_()
     layer.conv.weight.zero_()[0, 0, 1, 1] = 1.0
     assert torch.equal(layer(x), x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("height", "width"), [(5, 3), (1, 1), (8, 8)])
+def test_a_large_picture_is_upsampled_by_one_transposed_convolution(
+    height: int, width: int, layout: torch.memory_format
+) -> None:
+    layer, x = Upsample(6).requires_grad_(False), noise(2, 6, height, width).contiguous(memory_format=layout)
+    wanted = layer.conv(torch.nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+    assert (layer._double(x) - wanted).abs().max() < 1e-6
+    assert torch.equal(layer(x), wanted)  # a small one by the convolution itself
+
+
+def test_what_is_large_depends_on_the_dtype_and_the_size_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, asked = Upsample(8).requires_grad_(False), []
+    monkeypatch.setattr(Upsample, "_double", lambda self, x: asked.append(x.shape) or x)
+    x = noise(1, 8, 256, 256)  # 2^19 numbers
+    layer(x)
+    layer(x, (512, 512))
+    assert len(asked) == 2
+    layer(x, (511, 512))
+    layer(x[:, :, 1:])
+    layer.bfloat16()(x.bfloat16())
+    assert len(asked) == 2
+
+
+def test_silu_in_place_leaves_training_and_its_input_alone() -> None:
+    block = ResnetBlock(4, 8, 2)
+    x = noise(2, 4, 4, 4)
+    before = x.clone()
+    with torch.no_grad():
+        wanted = block(x)
+    assert torch.equal(x, before)
+    assert torch.equal(block(x.requires_grad_()), wanted)
+    with torch.no_grad():
+        h = block.conv2(
+            torch.nn.functional.silu(block.norm2(block.conv1(torch.nn.functional.silu(block.norm1(before)))))
+        )
+        assert torch.equal(h + block.conv_shortcut(before), wanted)
 
 
 @torch.no_grad()

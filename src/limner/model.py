@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from limner.devices import dtypes_of, fast_dtype, find_device
+from limner.devices import dtypes_of, fast_dtype, find_device, keep_freed_memory
 from limner.errors import LimnerError
 from limner.families import Family, family
 from limner.files import read_config, read_json, write_json
@@ -54,6 +54,7 @@ class Model:
         `allow_pickle` opens weights that torch.save wrote, which run no code. Raises LimnerError for any other folder,
         and for files that are truncated, hold other tensors or are incompatible with each other.
         """
+        keep_freed_memory()
         folder, where = find_model(source), find_device(device)
         index = read_config(folder / "model_index.json", Index.from_dict)
         row = _family_of(index, folder)

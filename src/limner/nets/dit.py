@@ -24,6 +24,7 @@ from limner.nets.layers import (
     modulate,
     norm,
     position_table,
+    silu,
     split_heads,
 )
 from limner.nets.network import Condition, Network
@@ -105,7 +106,7 @@ class ConvStem(nn.Module):
     def decode(self, x: Tensor, c: Tensor) -> Tensor:
         for block in self.up:
             x = block(x, c)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(silu(self.conv_norm_out(x)))
 
 
 class DiT(Network):

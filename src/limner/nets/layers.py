@@ -90,6 +90,11 @@ def position_table(height: int, width: int, dim: int, base: int, device: torch.d
     return torch.cat([y, x], dim=-1).reshape(height * width, dim)
 
 
+def silu(x: Tensor) -> Tensor:
+    """x * sigmoid(x) (Elfwing et al. 2018), written over x where no gradient is taken: x must have no other reader."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
 def norm(channels: int, groups: int, eps: float = 1e-6) -> nn.GroupNorm:
     """Group normalisation (Wu & He 2018), by default with the eps of Stable Diffusion's autoencoder."""
     return nn.GroupNorm(groups, channels, eps=eps)
@@ -117,10 +122,10 @@ class ResnetBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(inputs, outputs, kernel_size=1) if inputs != outputs else None
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))  # (B, D, H, W)
+        h = self.conv1(silu(self.norm1(x)))  # (B, D, H, W)
         if self.time_emb_proj is not None:
             h = h + self.time_emb_proj(c)[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv2(silu(self.norm2(h)))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
@@ -132,5 +137,20 @@ class Upsample(nn.Module):
         self.conv = conv3(channels, channels)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        height, width = x.shape[2:]
-        return self.conv(F.interpolate(x, size=size or (2 * height, 2 * width), mode="nearest"))
+        double = (2 * x.shape[2], 2 * x.shape[3])
+        large = x[0].numel() >= (2**19 if x.dtype == torch.float32 else 2**23)
+        if x.device.type == "cpu" and large and (size or double) == double:
+            return self._double(x)
+        return self.conv(F.interpolate(x, size=size or double, mode="nearest"))
+
+    def _double(self, x: Tensor) -> Tensor:
+        """The same at (2H, 2W) as one transposed convolution, with 4/9 of the multiplications.
+
+        Of the three taps that meet an output, those that meet the same input are summed. On a CPU this takes half the
+        time where x is large; where it is small, summing the weights takes longer than it saves.
+        """
+        weight = self.conv.weight  # (D, C, 3, 3)
+        for dim in (2, 3):
+            first, middle, last = weight.unbind(dim)
+            weight = torch.stack([last, middle + last, first + middle, first], dim)  # (D, C, 4, 4) after both
+        return F.conv_transpose2d(x, weight.transpose(0, 1), self.conv.bias, stride=2, padding=1)

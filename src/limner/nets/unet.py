@@ -12,7 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limner.nets.configs import DOWN_TYPES, UP_TYPES, UNetConfig
-from limner.nets.layers import ResnetBlock, TimestepEmbedder, Upsample, attention, conv3, merge_heads, norm, split_heads
+from limner.nets.layers import (
+    ResnetBlock,
+    TimestepEmbedder,
+    Upsample,
+    attention,
+    conv3,
+    merge_heads,
+    norm,
+    silu,
+    split_heads,
+)
 from limner.nets.network import Condition, Network
 
 KV = tuple[Tensor, Tensor]
@@ -54,7 +64,7 @@ class GEGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden, gate = self.proj(x).chunk(2, dim=-1)
-        return hidden * F.gelu(gate)
+        return F.gelu(gate).mul_(hidden)
 
 
 class FeedForward(nn.Module):
@@ -279,4 +289,4 @@ class UNet2DConditionModel(Network):
         x = self.mid_block(x, c, text)
         for block in self.up_blocks:
             x = block(x, c, text, skips)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(silu(self.conv_norm_out(x)))

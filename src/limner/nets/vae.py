@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from limner.errors import LimnerError
 from limner.nets.configs import AutoencoderKLConfig
-from limner.nets.layers import ResnetBlock, Upsample, attention, conv3, merge_heads, norm, split_heads
+from limner.nets.layers import ResnetBlock, Upsample, attention, conv3, merge_heads, norm, silu, split_heads
 
 
 class Posterior(NamedTuple):
@@ -126,7 +126,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid_block(self.down_blocks(self.conv_in(x)))
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(silu(self.conv_norm_out(x)))
 
 
 class Decoder(nn.Module):
@@ -143,7 +143,7 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.up_blocks(self.mid_block(self.conv_in(z)))
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(silu(self.conv_norm_out(x)))
 
 
 class AutoencoderKL(nn.Module):

@@ -27,9 +27,9 @@ def load(
 ) -> Net:
     """The network that `build` constructs, with the weights of `path`, in eval mode and frozen.
 
-    `rename` maps a tensor's name in the file to the network's, or to None to skip it. A weight is copied only where
-    `dtype` or `channels_last` changes it. Raises LimnerError with the list of missing, extra, misshapen and
-    non-floating-point tensors, and for a network that is too large to build.
+    `rename` maps a tensor's name in the file to the network's, or to None to skip it. Weights are copied only where
+    `dtype` changes them or `channels_last` is asked for. Raises LimnerError with the list of missing, extra, misshapen
+    and non-floating-point tensors, and for a network that is too large to build.
     """
     tensors = _renamed(read_weights(path, allow_pickle), rename, path)
     try:
@@ -54,12 +54,12 @@ def load(
 
 
 def convert(tensor: Tensor, dtype: torch.dtype | None, channels_last: bool) -> Tensor:
-    """The tensor in `dtype`, one of four dimensions in channels-last format: itself where it is so already.
-
-    The kernel of a 1x1 convolution is in both formats at once.
-    """
+    """The tensor in `dtype`, itself where it is so already; with `channels_last` a copy, so that nothing keeps the file
+    mapped, and one of four dimensions in that format."""
+    # The kernel of a 1x1 convolution is in both formats at once.
     strided = channels_last and tensor.ndim == 4 and not tensor.is_contiguous(memory_format=torch.channels_last)
-    return tensor.to(dtype=dtype, memory_format=torch.channels_last if strided else torch.preserve_format)
+    layout = torch.channels_last if strided else torch.preserve_format
+    return tensor.to(dtype=dtype, memory_format=layout, copy=channels_last)
 
 
 class NoInit(TorchFunctionMode):
