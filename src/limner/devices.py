@@ -35,7 +35,7 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, 2**26 + 1)
-        mallopt(M_TRIM_THRESHOLD, 2**28)
+        mallopt(M_TRIM_THRESHOLD, 3 * 2**26)
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:

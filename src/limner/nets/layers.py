@@ -125,7 +125,8 @@ class ResnetBlock(nn.Module):
         h = self.conv1(silu(self.norm1(x)))  # (B, D, H, W)
         if self.time_emb_proj is not None:
             h = h + self.time_emb_proj(c)[:, :, None, None]
-        h = self.conv2(silu(self.norm2(h)))
+        h = silu(self.norm2(h))  # the last state is given up before the convolution needs room for the next
+        h = self.conv2(h)
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 

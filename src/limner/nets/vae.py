@@ -6,9 +6,9 @@ is encoded to a diagonal Gaussian over latents, and a latent decoded to a pictur
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from itertools import chain, pairwise
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -95,15 +95,15 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """x (B, C, H, W) -> (B, D, 2H, 2W), or (B, D, H, W) if `last`."""
+    """The layers from x (B, C, H, W) to (B, D, 2H, 2W), or (B, D, H, W) if `last`; the decoder calls them."""
 
     def __init__(self, inputs: int, outputs: int, config: AutoencoderKLConfig, last: bool) -> None:
         super().__init__()
         self.resnets = _resnets(inputs, outputs, config.layers_per_block + 1, config.norm_num_groups)
         self.upsamplers = nn.Sequential(*([] if last else [Upsample(outputs)]))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.upsamplers(self.resnets(x))
+    def __iter__(self) -> Iterator[nn.Module]:
+        return chain(self.resnets, self.upsamplers)
 
 
 def _levels(widths: Sequence[int]) -> list[tuple[int, int, bool]]:
@@ -137,12 +137,15 @@ class Decoder(nn.Module):
         widths, groups = config.block_out_channels[::-1], config.norm_num_groups
         self.conv_in = conv3(config.latent_channels, widths[0])
         self.mid_block = MidBlock(widths[0], groups, config.mid_block_add_attention)
-        self.up_blocks = nn.Sequential(*(UpBlock(i, o, config, last) for i, o, last in _levels(widths)))
+        self.up_blocks: Any = nn.ModuleList(UpBlock(i, o, config, last) for i, o, last in _levels(widths))
         self.conv_norm_out = norm(widths[-1], groups)
         self.conv_out = conv3(widths[-1], config.out_channels)
 
     def forward(self, z: Tensor) -> Tensor:
-        x = self.up_blocks(self.mid_block(self.conv_in(z)))
+        x = self.mid_block(self.conv_in(z))
+        for block in self.up_blocks:
+            for layer in block:  # a block called as a module would hold on to its large input until it returns
+                x = layer(x)
         return self.conv_out(silu(self.conv_norm_out(x)))
 
 
