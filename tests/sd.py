@@ -161,3 +161,14 @@ def ours(pipe: Pipeline, prompt: list[str], seed: Any = 3, rng: str = "torch", *
     """The pictures (B, 3, H, W) in 0..1 before they are rounded, by default of diffusers' noise."""
     *_, last = pipe.paint(prompt, seed=seed, rng=rng, **options).steps
     return (pipe.model.decode(last.x) / 2 + 0.5).clamp(0, 1)
+
+
+def with_pictures(reference: Any) -> tuple[Any, Any]:
+    """diffusers' pipelines for image to image and for inpainting, of the parts of a text-to-image pipeline."""
+    import diffusers
+
+    parts = {**reference.components, "requires_safety_checker": False}
+    pipes = diffusers.StableDiffusionImg2ImgPipeline(**parts), diffusers.StableDiffusionInpaintPipeline(**parts)
+    for each in pipes:
+        each.set_progress_bar_config(disable=True)
+    return pipes

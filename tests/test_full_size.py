@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from sd import SAMPLERS, ours, rename_text_encoder, save_with_diffusers, scheduler_like, theirs
+from sd import SAMPLERS, ours, rename_text_encoder, save_with_diffusers, scheduler_like, theirs, with_pictures
+from test_pictures_in import Sides, box, compare_with_pictures, smooth
 from test_tokenizer import clip, folders, openai_file  # noqa: F401
 from test_unet import PUBLISHED
 from test_vae import USUAL, error, noise
@@ -170,3 +171,13 @@ def test_a_picture_without_guidance_is_diffusers(full: FullSize, sampler: str) -
 
 def test_a_picture_of_the_training_size_is_diffusers(full: FullSize) -> None:
     compare(full, "ddim", PROMPTS[:1], None, 7.5, 512)
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.6, 1.0])
+@pytest.mark.parametrize("sampler", ["ddim", "euler", "heun", "dpmpp_2m", "unipc"])
+def test_image_to_image_and_inpainting(full: FullSize, sampler: str, strength: float) -> None:
+    sides, size = Sides(full.pipe, *with_pictures(full.reference), full.folder), (128, 128)
+    request = {"image": [smooth(0, size), smooth(1, size)]}
+    compare_with_pictures(sides, sampler, strength, None, **request)
+    masks = [box(32, 16, 112, 80, size), box(0, 48, 64, 128, size)]
+    compare_with_pictures(sides, sampler, strength, masks, **request, width=128, height=128)

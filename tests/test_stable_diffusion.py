@@ -277,8 +277,8 @@ def other_text() -> dict[str, Any]:
         (other_vae, "the network paints 4 channels, the autoencoder's latents have 16"),
         (other_text, "the UNet's cross_attention_dim is 24, but the text encoder's states have 32"),
         (
-            lambda: other_unet(in_channels=9)(),
-            "the UNet takes 9 channels and gives 4: not supported yet",
+            lambda: other_unet(in_channels=8)(),
+            "the UNet takes 8 channels and gives 4; supported are 4 and, for inpainting, 9",
         ),
         (
             lambda: other_unet(in_channels=8, out_channels=8)(),
@@ -289,7 +289,7 @@ def other_text() -> dict[str, Any]:
             "a UNet with class_embed_type 'timestep' is not supported, only None",
         ),
     ],
-    ids=["vae", "text encoder", "inpainting UNet", "UNet of other latents", "UNet with classes"],
+    ids=["vae", "text encoder", "UNet of more inputs", "UNet of other latents", "UNet with classes"],
 )
 def test_a_part_of_another_model_is_refused(copy: Path, make: Callable[[], dict[str, Any]], message: str) -> None:
     for name, part in make().items():

@@ -1,4 +1,4 @@
-"""Denoisers `(x, level) -> x0`: a network with its condition, and guidance and clipping that wrap one."""
+"""Denoisers `(x, level) -> x0`: a network with its condition, and guidance, clipping and inpainting that wrap one."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -84,3 +84,18 @@ def clip(denoise: Denoise, bound: float) -> Denoise:
     Samplers derive eps from the clipped x0, as diffusers does with `use_clipped_model_output=True`.
     """
     return lambda x, level: denoise(x, level).clamp(-bound, bound)
+
+
+def keep(denoise: Denoise, known: Tensor, mask: Tensor, noise: Tensor, first: Level) -> Denoise:
+    """Inpainting: x0 is `known` (B, C, H, W) outside the mask (B, 1, H, W), bool, True where it is repainted.
+
+    At every level after the `first` the denoiser sees `known` with `noise` there, whatever the sampler has made of it,
+    as if it were put back after every step (Lugmayr et al. 2022, equation 8; Avrahami et al. 2023, algorithm 1).
+    """
+
+    def kept(x: Tensor, level: Level) -> Tensor:
+        if level != first:
+            x = torch.where(mask, x, level.alpha * known + level.sigma * noise)
+        return torch.where(mask, denoise(x, level), known)
+
+    return kept

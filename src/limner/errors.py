@@ -13,8 +13,12 @@ class LimnerError(ValueError):
     """Bad input: a name, a number, a file or a checkpoint that cannot be used as given."""
 
 
+class BrokenPicture(LimnerError):
+    """A picture that cannot be decoded, or whose values have no known white."""
+
+
 class LimnerWarning(UserWarning):
-    """A setting that has no effect. The command line prints it and goes on."""
+    """What the user should know, such as a setting without effect. The command line prints it and goes on."""
 
 
 def warn_no_effect(reason: str, **options: object) -> None:

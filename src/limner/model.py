@@ -125,6 +125,22 @@ class Model:
         """Height and width, in pixels, that the model was trained at."""
         return self.network.config.sample_size * self.factor
 
+    @property
+    def channels(self) -> int:
+        """Of a picture: 1, grey, or 3, RGB."""
+        return self.network.latent_channels if self.autoencoder is None else self.autoencoder.config.out_channels
+
+    @torch.inference_mode()
+    def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Pictures (B, C, H, W) in [-1, 1] -> latents (B, c, h, w), float32: the mean of the posterior or, with unit
+        noise, a sample; the identity without an autoencoder."""
+        if self.autoencoder is None:
+            return x
+        pixels = x.to(next(self.autoencoder.parameters()).dtype).contiguous(memory_format=torch.channels_last)
+        posterior = self.autoencoder.encode(pixels)
+        z = posterior.mean if noise is None else posterior.sample(noise.to(pixels.dtype))
+        return self.autoencoder.to_latents(z).float()
+
     @torch.inference_mode()
     def decode(self, x: Tensor) -> Tensor:
         """Latents (B, c, h, w) -> pictures (B, C, H, W) in [-1, 1]; the identity without an autoencoder."""
@@ -198,12 +214,14 @@ def check_compatible(model: Model, folder: Path) -> None:
     width, null = model.conditioner.width, model.conditioner.null
     problem = network.misfit(width, len(model.conditioner.names))
     latent = network.latent_channels if autoencoder is None else autoencoder.config.latent_channels
-    painted = network.latent_channels if autoencoder is None else autoencoder.config.out_channels
+    painted = model.channels
     if network.latent_channels != latent:
         problem = f"the network paints {network.latent_channels} channels, the autoencoder's latents have {latent}"
     elif painted not in (1, 3):
         hint = ", and model_index.json names no vae" if autoencoder is None else ""
         problem = f"what is painted has {painted} channels{hint}; a picture has 1 or 3"
+    elif network.concat_channels and family(model.pipeline, model.conditioner.kind).picture is None:
+        problem = f"the network is given {network.concat_channels} channels of a picture, which no {model.pipeline} has"
     elif null is not None and null.config.width != width:
         problem = f"the null text has {null.config.width} channels, the text encoder's states have {width}"
     if problem:

@@ -1,8 +1,8 @@
-"""Pipeline: prompts in, pictures out, each with its generation parameters."""
+"""Pipeline: prompts, pictures and masks in, pictures out, each with its generation parameters."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import count
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,16 +10,19 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from limner.canvas import Canvas, Frame, blank_canvas, open_canvas, plan, read_pictures
 from limner.denoise import Denoise, Denoiser, cfg, clip, interval
 from limner.errors import LimnerError, unknown, warn_no_effect
+from limner.images import Source
 from limner.model import Model
 from limner.nets.network import take
-from limner.noise.draws import KeyedNoise, TorchNoise
+from limner.noise.draws import Draws, KeyedNoise, TorchNoise
 from limner.picture import to_pictures
 from limner.record import parameters_text, settings_entries
 from limner.sample import check_grid
 from limner.schedulers import Schedule, read_schedule, sampler
 from limner.settings import Settings
+from limner.start import Start, start_from_noise, start_from_picture
 from limner.text.conditioner import Ask
 from limner.weights.load import check_finite
 
@@ -38,10 +41,12 @@ class Progress(NamedTuple):
 
 class Painting(NamedTuple):
     """A batch ready to be sampled: iterate over `steps`, and stop iterating to cancel. `records` are the generation
-    parameters of each picture, in AUTOMATIC1111's format."""
+    parameters of each picture, in AUTOMATIC1111's format; `paste` puts the kept pixels of an inpainted picture into the
+    painted ones."""
 
     steps: Iterator[Progress]
     records: list[str]
+    paste: Callable[[list[Image]], list[Image]]
 
 
 class Pipeline:
@@ -81,7 +86,7 @@ class Pipeline:
         x = self.model.decode(last.x)
         if not bool(torch.isfinite(x).all()):  # name the part with non-finite weights, if there is one
             check_finite(self.model.parts())
-        pictures = to_pictures(x)
+        pictures = painting.paste(to_pictures(x))
         for picture, record in zip(pictures, painting.records, strict=True):
             picture.info["parameters"] = record
         return pictures
@@ -91,18 +96,24 @@ class Pipeline:
         prompt: str | Sequence[str] = "",
         *,
         negative_prompt: str | None = None,
+        image: Source | Sequence[Source] | None = None,
+        mask: Source | Sequence[Source] | None = None,
         num_images: int = 1,
         seed: int | Sequence[int] = 0,
         **options: Any,
     ) -> Painting:
         """Prepare a batch for step-by-step sampling. Prompts are encoded here, once for all steps.
 
-        Raises LimnerError for settings that the model cannot use; warns where one has no effect.
+        `image` is a picture to start from, a file or a PIL picture, or one for each prompt; where there is a `mask`, of
+        the same size, only its white pixels are repainted. Raises LimnerError for settings that the model cannot use;
+        warns where one has no effect.
         """
         settings = Settings.from_options(options)
         if num_images < 1:
             raise LimnerError(f"the number of pictures must be at least 1, not {num_images}")
-        prompts = [p for p in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(num_images)]
+        asked = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = [p for p in asked for _ in range(num_images)]
+        canvas, settings = self._canvas(image, mask, settings, len(asked))
         schedule, scale = self.resolve(settings)
         size = self._size(settings)
         draws, seeds = self._noise(seed, len(prompts), size, settings)
@@ -111,17 +122,58 @@ class Pipeline:
             warn_no_effect(reason, guidance_rescale=settings.guidance_rescale,
                            guidance_interval=settings.guidance_interval, negative_prompt=negative_prompt)  # fmt: skip
             negative_prompt, settings = None, replace(settings, guidance_rescale=0.0, guidance_interval=None)
-        denoise = self._denoise(prompts, negative_prompt, scale, schedule, settings)
-        run = sampler(schedule.sampler)(
-            denoise, schedule.start * draws.start(), schedule.grid, draws, kappa=schedule.path.kappa, eta=schedule.eta
-        )
-        steps = len(schedule.grid) - 1
         precision = str(self.model.dtype).removeprefix("torch.")
         entries = settings_entries(settings, schedule, scale, size, self.model.name, precision)
+        start, schedule = self._start(canvas, size, schedule, settings.strength, draws)
+        denoise = self._denoise(prompts, negative_prompt, scale, schedule, settings, start)
+        names = [{}] if canvas is None else canvas.names
         records = [
-            parameters_text(p, negative_prompt or "", entries | each) for p, each in zip(prompts, seeds, strict=True)
+            parameters_text(p, negative_prompt or "", entries | each | names[k * len(names) // len(prompts)])
+            for k, (p, each) in enumerate(zip(prompts, seeds, strict=True))
         ]
-        return Painting(map(lambda step, state: Progress(step, steps, *state), count(1), run), records)
+        paste = partial(canvas.paste, feather=settings.feather or 0) if canvas and settings.paste else list
+        return Painting(_run(denoise, start, schedule, draws), records, paste)
+
+    def _canvas(
+        self,
+        image: Source | Sequence[Source] | None,
+        mask: Source | Sequence[Source] | None,
+        settings: Settings,
+        prompts: int,
+    ) -> tuple[Canvas | None, Settings]:
+        """What is painted on, and the settings with its size and its defaults filled in."""
+        if image is None:
+            for name, value in (("mask", mask), ("extend", settings.extend)):
+                if value is not None:
+                    raise LimnerError(f"{name} needs a picture to repaint: give an image")
+            warn_no_effect("no picture to start from", strength=settings.strength, feather=settings.feather)
+            return None, replace(settings, strength=None, feather=None, paste=True)
+        pictures, masks = read_pictures(image), [] if mask is None else read_pictures(mask)
+        if len(pictures) not in (1, prompts):
+            raise LimnerError(f"{len(pictures)} pictures were given for {prompts} prompts; give one, or one each")
+        frame = Frame(self.model.network.multiple * self.model.factor, self.model.size, self.model.channels)
+        layout = plan(pictures[0].size, settings.width, settings.height, settings.extend, frame)
+        settings = replace(settings, width=layout.painted[0], height=layout.painted[1])
+        self._size(settings)
+        canvas = open_canvas(pictures, masks, layout, frame)
+        masked = bool(canvas.masks)
+        if not masked:
+            warn_no_effect("no mask", feather=settings.feather)
+        strength = settings.strength if settings.strength is not None else 1.0 if masked else 0.8
+        feather = settings.feather if settings.feather is not None else canvas.overlap
+        return canvas, replace(settings, strength=strength, feather=feather, paste=settings.paste or not masked)
+
+    def _start(
+        self, canvas: Canvas | None, size: tuple[int, int], schedule: Schedule, strength: float | None, draws: Draws
+    ) -> tuple[Start, Schedule]:
+        """Where sampling starts, and the part of the schedule that is run."""
+        if canvas is None:
+            if not self.model.network.concat_channels:
+                return start_from_noise(schedule, draws), schedule
+            canvas, strength = blank_canvas(size, self.model.channels), 1.0
+        strength = strength if strength is not None and canvas.repaints else 0.0
+        schedule = schedule.cut(strength)
+        return start_from_picture(self.model, canvas, schedule, strength, draws), schedule
 
     def resolve(self, settings: Settings) -> tuple[Schedule, float]:
         """The schedule and the guidance scale, the model's defaults filled in."""
@@ -152,35 +204,51 @@ class Pipeline:
 
     def _noise(
         self, seed: int | Sequence[int], pictures: int, size: tuple[int, int], settings: Settings
-    ) -> tuple[KeyedNoise | TorchNoise, list[dict[str, object]]]:
+    ) -> tuple[Draws, list[dict[str, object]]]:
         """The noise of the batch, and the entries about it in each picture's record."""
         width, height = (side // self.model.factor for side in size)
         shape = (self.model.network.latent_channels, height, width)
         if settings.rng == "torch":
+            if settings.variation_seed is not None:
+                raise LimnerError("a variation turns keyed noise; leave --rng torch out")
             if not isinstance(seed, int):
                 raise LimnerError("rng torch has one generator for the whole batch: give one seed, not a list")
             places: list[dict[str, object]] = [
                 {"Batch size": pictures, "Batch pos": k} if pictures > 1 else {} for k in range(pictures)
             ]
-            draws = TorchNoise(seed, (pictures, *shape), self.model.device)
-            return draws, [{"Seed": seed} | place for place in places]
+            noise = TorchNoise(seed, (pictures, *shape), self.model.device)
+            return noise, [{"Seed": seed} | place for place in places]
         if settings.rng != "keyed":
             raise unknown("rng", settings.rng, ["keyed", "torch"])
+        if settings.variation_seed is not None and isinstance(seed, int):
+            seed = [seed] * pictures  # all are variations of one picture, as AUTOMATIC1111 counts
         seeds = [seed + k for k in range(pictures)] if isinstance(seed, int) else list(seed)
         if len(seeds) != pictures:
             raise LimnerError(f"{len(seeds)} seeds were given for {pictures} pictures; give one each, or one number")
-        return KeyedNoise(seeds, shape, self.model.device), [{"Seed": each} for each in seeds]
+        entries: list[dict[str, object]] = [{"Seed": each} for each in seeds]
+        if settings.variation_seed is None:
+            return KeyedNoise(seeds, shape, self.model.device), entries
+        others = [settings.variation_seed + k for k in range(pictures)]
+        draws = KeyedNoise(seeds, shape, self.model.device, others, settings.variation_strength or 0.0)
+        return draws, [each | {"Variation seed": other} for each, other in zip(entries, others, strict=True)]
 
     @torch.inference_mode()
     def _denoise(
-        self, prompts: list[str], negative: str | None, scale: float, schedule: Schedule, settings: Settings
+        self,
+        prompts: list[str],
+        negative: str | None,
+        scale: float,
+        schedule: Schedule,
+        settings: Settings,
+        start: Start,
     ) -> Denoise:
-        """The denoiser of these prompts, with guidance, and with x0 clipped if the scheduler clips it."""
+        """The denoiser of these prompts, with guidance, x0 clipped if the scheduler clips it, and what is kept."""
         network, n = self.model.network, len(prompts)
         ask = Ask(settings.truncate)
         guided = scale != 1.0
         rows = [*([negative] * n if guided else []), *prompts]  # one batch, for equal padding
-        condition = network.prepare(self.model.conditioner(rows, ask))
+        told = {name: torch.cat([entry] * (1 + guided)) for name, entry in (start.condition or {}).items()}
+        condition = network.prepare(self.model.conditioner(rows, ask) | told)
 
         def denoiser(condition: Any, copies: int) -> Denoiser:
             return Denoiser(network, schedule.predicts, condition, dtype=self.model.dtype, copies=copies)
@@ -189,4 +257,14 @@ class Pipeline:
         denoise: Denoise = cfg(plain, scale, settings.guidance_rescale) if guided else plain
         if settings.guidance_interval is not None:
             denoise = interval(denoise, denoiser(take(condition, slice(n, None)), 1), *settings.guidance_interval)
-        return denoise if schedule.clip is None else clip(denoise, schedule.clip)
+        return start.keep(denoise if schedule.clip is None else clip(denoise, schedule.clip), schedule.grid[0])
+
+
+def _run(denoise: Denoise, start: Start, schedule: Schedule, draws: Draws) -> Iterator[Progress]:
+    """The sampler's steps; a schedule without steps gives the picture itself, as step 0."""
+    steps = len(schedule.grid) - 1
+    if not steps and start.known is not None:
+        yield Progress(0, 0, start.known, start.known)
+    run = sampler(schedule.sampler)(denoise, start.x, schedule.grid, draws, kappa=schedule.path.kappa, eta=schedule.eta)
+    for i, (x, x0) in enumerate(run, 1):
+        yield Progress(i, steps, start.put_back(x) if i == steps else x, x0)

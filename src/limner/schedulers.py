@@ -1,5 +1,6 @@
 """diffusers' schedulers: from a scheduler_config.json to a `Schedule`; the samplers and their names."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -38,6 +39,18 @@ class Schedule(NamedTuple):
     eta: float
     start: float  # the first x is `start` times unit noise
     clip: float | None  # bound on x0
+
+    def cut(self, strength: float) -> "Schedule":
+        """The last int(strength * N) of N steps, as diffusers counts them (Meng et al. 2022, SDEdit).
+
+        Raises LimnerError if that is none, unless the strength is 0.
+        """
+        steps = len(self.grid) - 1
+        kept = int(steps * strength)
+        if not kept and strength:
+            least = math.ceil(1e4 / steps) / 1e4
+            raise LimnerError(f"strength {strength:g} runs none of {steps} steps; the least is {least:g}")
+        return self._replace(grid=self.grid[steps - kept :])
 
 
 class Preset(NamedTuple):

@@ -27,6 +27,18 @@ class Settings:
     """Share of fresh noise in each step: 0 none, 1 as much as DDPM."""
     shift: float | None = None
     """Flow models: more than 1 spends more steps at high noise."""
+    strength: float | None = None
+    """With a picture: the share of the steps that run on it, from 0 (unchanged) to 1; 0.8, or 1 with a mask."""
+    extend: str | None = None
+    """Pixels to add to the picture's sides, such as left=128,top=64."""
+    feather: int | None = None
+    """Pixels over which a kept area fades into the repainted one; 0, or the overlap of an extension."""
+    paste: bool = True
+    """Paste the kept pixels of the picture into the result."""
+    variation_seed: int | None = None
+    """Seed of another picture, towards which the noise is turned; variation k has variation_seed + k."""
+    variation_strength: float | None = None
+    """How far: 0 is the picture of the seed, 1 that of the variation seed."""
     width: int | None = None
     height: int | None = None
     rng: Literal["keyed", "torch"] = "keyed"
@@ -43,10 +55,14 @@ class Settings:
         return cls(**options)
 
     def __post_init__(self) -> None:
-        for name in ("guidance_rescale", "eta"):
+        for name in ("guidance_rescale", "eta", "strength", "variation_strength"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise LimnerError(f"{name} must be from 0 to 1, not {value:g}")
         if self.guidance_interval is not None and not self.guidance_interval[0] < self.guidance_interval[1]:
             low, high = self.guidance_interval
             raise LimnerError(f"guidance between {low:g} and {high:g} is nowhere: give the lower ratio first")
+        if self.feather is not None and self.feather < 0:
+            raise LimnerError(f"feather must be at least 0 pixels, not {self.feather}")
+        if (self.variation_seed is None) != (self.variation_strength is None):
+            raise LimnerError("a variation needs both: a variation seed and a variation strength from 0 to 1")

@@ -12,7 +12,7 @@ from limner.errors import LimnerError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from limner.pipeline import Pipeline
+    from limner.pipeline import Pipeline, Progress
 
 
 def _generate_arguments(arguments: list[str]) -> Any:
@@ -35,6 +35,10 @@ def _generate_arguments(arguments: list[str]) -> Any:
         """What to paint; several prompts make a sheet."""
         negative_prompt: str | None = None
         """What guidance moves away from."""
+        image: Annotated[str | None, arg(aliases=["--init-img"])] = None
+        """A picture to start from, of any kind and size."""
+        mask: str | None = None
+        """A picture of the same size whose white is repainted, its black kept."""
         model: Annotated[str | None, arg(aliases=["-m"])] = None
         """A model folder, a training run or a name of the hub (owner/name); without it the shipped model."""
         random: bool = False
@@ -71,14 +75,22 @@ def run(arguments: list[str]) -> None:
         image_format(Path(args.output))  # before the painting, so that a bad name costs no time
     start = time.perf_counter()
     pipe = _open(args, prompts)
-    request: dict[str, Any] = {"negative_prompt": args.negative_prompt, "num_images": args.num_images}
+    request = {name: getattr(args, name) for name in ("negative_prompt", "num_images", "image", "mask")}
+    ran = 0
     with _progress(len(prompts) * args.num_images) as advance:
-        pictures = pipe(prompts, **request, seed=args.seed, **vars(args.settings), progress=advance)
+
+        def follow(step: "Progress") -> None:
+            nonlocal ran
+            ran = step.steps
+            advance(step)
+
+        pictures = pipe(prompts, **request, seed=args.seed, **vars(args.settings), progress=follow)
     captions = [prompt for prompt in prompts for _ in range(args.num_images)] if len(prompts) > 1 else []
     shown, paths = _write(pictures, captions, args.output, folder)
     if args.show:
         print(to_ansi(shown))
-    print(f"{', '.join(map(str, paths))}  {len(pictures)} pictures in {time.perf_counter() - start:.2f} s")
+    steps = f", {ran} of {len(pipe.resolve(args.settings)[0].grid) - 1} steps" if args.image else ""
+    print(f"{', '.join(map(str, paths))}  {len(pictures)} pictures in {time.perf_counter() - start:.2f} s{steps}")
 
 
 def _open(args: Any, prompts: list[str]) -> "Pipeline":
@@ -112,9 +124,9 @@ def _check_no_recipe(name: str | None) -> None:
 
 
 def _progress(pictures: int):
-    """A context of the pipeline's progress callback: a bar on a terminal, else None."""
+    """A context of the pipeline's progress callback: a bar, if this is a terminal."""
     if not sys.stderr.isatty():
-        return nullcontext(None)
+        return nullcontext(lambda step: None)
     from contextlib import contextmanager
 
     from rich.console import Console

@@ -1,22 +1,16 @@
 """Collections of encoded pictures (PNG, JPEG ...), decoded to tensors when loaded."""
 
-import io
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
 
 from limner.data.collection import Loaded, epoch_order
-from limner.errors import LimnerError
+from limner.errors import BrokenPicture, LimnerError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
-
-
-class BrokenPicture(LimnerError):
-    """A picture that cannot be decoded."""
 
 
 @dataclass(eq=False, repr=False)
@@ -63,14 +57,14 @@ class Pictures:
         raise LimnerError(f"{min(n, tries)} pictures in a row cannot be read; the last: {last}")
 
     def image(self, index: int) -> "Image":
-        """The picture in mode L or RGB, upright (EXIF), composed on white. BrokenPicture if unreadable."""
-        from PIL.Image import DecompressionBombError
+        """The picture in mode L or RGB, as `read_image` gives it. BrokenPicture if unreadable."""
+        from limner.images import read_image
 
-        entry = self.images[index]
-        try:
-            return _decode(entry)
-        except (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error, DecompressionBombError) as error:
-            raise BrokenPicture(f"{self.picture_name(index)} cannot be read as a picture: {error}") from error
+        entry = self.images[index] or {}
+        source = entry.get("bytes") or entry.get("path")
+        if not source:
+            raise BrokenPicture(f"{self.picture_name(index)} cannot be read as a picture: the row has no picture")
+        return read_image(source, self.picture_name(index))
 
     def picture_name(self, index: int) -> str:
         """The name of a picture in messages: its file, or its row."""
@@ -81,23 +75,6 @@ class Pictures:
         """Every distinct caption in order of first appearance, to train a tokenizer on."""
         lists = {id(captions): captions for captions in self.captions or []}  # pictures of one label share a list
         return list(dict.fromkeys(caption for captions in lists.values() for caption in captions))
-
-
-def _decode(entry: dict | None) -> "Image":
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    source = entry and (entry["bytes"] or entry["path"])
-    if not source:
-        raise ValueError("the row has no picture")
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-        image.load()
-    ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I"):  # 16 bits: Pillow would clip them to 255
-        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    if image.has_transparency_data:
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
-    return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
 
 
 def to_tensor(image: "Image", size: int, channels: int) -> "Tensor":

@@ -103,9 +103,11 @@ def _states(encoder: TextEncoder, ids: Tensor) -> Tensor:
 @torch.inference_mode()
 def _network_call(model: Model, rows: Sequence[str], side: int) -> Call:
     """x (B, C, H, W) at the first noise level -> F (B, C, H, W), the text's projections included."""
-    network, condition = model.network, model.conditioner(rows)
+    network, condition = model.network, dict(model.conditioner(rows))
     schedule, _ = Pipeline(model).resolve(Settings())
     x = (schedule.start * _noise(model, side)).to(model.dtype).repeat(len(rows), 1, 1, 1)
+    if network.concat_channels:  # of a picture that is kept whole
+        condition["concat"] = x.new_zeros((len(rows), network.concat_channels, side, side))
     t = torch.full((len(rows),), schedule.grid[0].t, device=model.device, dtype=torch.float32)
     name = next(iter(model.parts()))
     return Call(name, name, network, tuple(x.shape), lambda: network(x, t, **network.prepare(condition)))

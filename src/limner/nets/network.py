@@ -20,6 +20,8 @@ class Network(nn.Module):
     """C of x and of the output."""
     multiple: int
     """H and W must be multiples of it."""
+    concat_channels: int = 0
+    """Channels of the entry "concat" of its condition: a mask and the latents of the masked picture."""
 
     @property
     def repeated(self) -> list[nn.Module]:

@@ -224,13 +224,15 @@ class UpBlock(nn.Module):
 
 
 class UNet2DConditionModel(Network):
-    """x (B, C, H, W), t (B,) in [0, 1000] and text -> F (B, C, H, W)."""
+    """x (B, C, H, W), t (B,) in [0, 1000] and text -> F (B, C, H, W); an inpainting UNet is given a mask and the
+    latents of the masked picture beside x."""
 
     multiple = 1
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config, self.latent_channels = config, config.out_channels
+        self.concat_channels = config.in_channels - config.out_channels
         widths, count = config.block_out_channels, len(config.block_out_channels)
         down = _levels(config, [DOWN_TYPES[name] for name in config.down_block_types])
         up = _levels(config, [UP_TYPES[name] for name in config.up_block_types[::-1]])[::-1]
@@ -259,8 +261,12 @@ class UNet2DConditionModel(Network):
 
     def misfit(self, text_width: int, classes: int) -> str | None:
         config = self.config
-        if config.in_channels != config.out_channels:
-            return f"the UNet takes {config.in_channels} channels and gives {config.out_channels}: not supported yet"
+        inpainting = 2 * config.out_channels + 1
+        if config.in_channels not in (config.out_channels, inpainting):
+            return (
+                f"the UNet takes {config.in_channels} channels and gives {config.out_channels}; supported are "
+                f"{config.out_channels} and, for inpainting, {inpainting}"
+            )
         if config.cross_attention_dim != text_width:
             return (
                 f"the UNet's cross_attention_dim is {config.cross_attention_dim}, but the text encoder's states have "
@@ -269,20 +275,28 @@ class UNet2DConditionModel(Network):
         return "a UNet takes no class names" if classes else None
 
     def prepare(self, condition: Condition) -> Condition:
-        """{"text": (B, L, C)} and, optionally, "mask" (B, L), True at real tokens, -> keys and values of each block."""
+        """{"text": (B, L, C)} and, optionally, "mask" (B, L), True at real tokens, -> keys and values of each block;
+        "concat" (B, concat_channels, H, W) is passed on."""
         text, mask = condition["text"].to(self.conv_in.weight.dtype), condition.get("mask")
         kv = [block.attn2.project(text) for block in self.transformer_blocks]
         prepared: dict[str, object] = {"keys": tuple(k for k, _ in kv), "values": tuple(v for _, v in kv)}
+        prepared |= {name: condition[name].to(text.dtype) for name in ("concat",) if name in condition}
         return prepared | ({} if mask is None else {"mask": mask[:, None, None, :]})
 
     def forward(
-        self, x: Tensor, t: Tensor, keys: tuple[Tensor, ...], values: tuple[Tensor, ...], mask: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        keys: tuple[Tensor, ...],
+        values: tuple[Tensor, ...],
+        mask: Tensor | None = None,
+        concat: Tensor | None = None,
     ) -> Tensor:
         """With the output of `prepare`: `keys` and `values`, one (B, H, L, d) per transformer block in the order of the
-        forward pass, and `mask` (B, 1, 1, L)."""
+        forward pass, `mask` (B, 1, 1, L), and `concat` (B, concat_channels, H, W), channels after those of x."""
         text = Text(iter(zip(keys, values, strict=True)), mask)
         c = F.silu(self.time_embedding(t))  # (B, 4 * the first width)
-        x = self.conv_in(x)
+        x = self.conv_in(x if concat is None else torch.cat([x, concat], dim=1))
         skips = [x]
         for block in self.down_blocks:
             x = block(x, c, text, skips)

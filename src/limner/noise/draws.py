@@ -4,6 +4,7 @@ So picture k of a batch equals the picture sampled alone with its own seed, ever
 wider canvas keeps the noise of the shared area.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,15 +59,46 @@ def normal(seed: int, shape: tuple[int, int, int], stream: int = START, step: in
     return (radius * np.cos(2 * np.pi / 2**32 * w1.astype(np.float64))).astype(np.float32)
 
 
-class KeyedNoise:
-    """Philox noise for a batch of pictures, one seed each (`rng="keyed"`)."""
+def slerp(a: np.ndarray, b: np.ndarray, t: float) -> np.ndarray:
+    """From a (t = 0) to b (t = 1) at constant speed along the sphere (Shoemake 1985): unit noise stays unit noise."""
+    if t in (0.0, 1.0):
+        return b if t else a
+    u, v = a.astype(np.float64), b.astype(np.float64)
+    cosine = float(np.vdot(u, v) / (np.linalg.norm(u) * np.linalg.norm(v)))
+    angle = math.acos(min(1.0, max(-1.0, cosine)))
+    if math.sin(angle) < 1e-6:
+        return a
+    return (math.sin((1 - t) * angle) * a + math.sin(t * angle) * b) / np.float32(math.sin(angle))
 
-    def __init__(self, seeds: Sequence[int], shape: tuple[int, int, int], device: torch.device | str = "cpu") -> None:
+
+class KeyedNoise:
+    """Philox noise for a batch of pictures, one seed each (`rng="keyed"`).
+
+    With `others`, as many seeds, every draw is turned by `turn` in [0, 1] from the seed's to the other's (`slerp`).
+    """
+
+    like_diffusers = False
+
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        shape: tuple[int, int, int],
+        device: torch.device | str = "cpu",
+        others: Sequence[int] | None = None,
+        turn: float = 0.0,
+    ) -> None:
         self.seeds, self.shape, self.device = [check_seed(seed) for seed in seeds], shape, device
+        self.others, self.turn = [check_seed(seed) for seed in others or seeds], turn
 
     def _draw(self, stream: int, step: int) -> Tensor:
-        noise = np.stack([normal(seed, self.shape, stream, step) for seed in self.seeds])
-        return torch.from_numpy(noise).to(self.device)
+        noise = [normal(seed, self.shape, stream, step) for seed in self.seeds]
+        if self.turn:
+            other = [normal(seed, self.shape, stream, step) for seed in self.others]
+            noise = [slerp(a, b, self.turn) for a, b in zip(noise, other, strict=True)]
+        return torch.from_numpy(np.stack(noise)).to(self.device)
+
+    def posterior(self, pictures: int) -> None:
+        """None: pictures are encoded by the mean of their posterior."""
 
     def start(self) -> Tensor:
         """Unit noise (B, C, H, W), float32."""
@@ -80,13 +112,22 @@ class KeyedNoise:
 class TorchNoise:
     """Noise as diffusers draws it: one CPU generator for the batch, consumed in order (`rng="torch"`)."""
 
+    like_diffusers = True
+
     def __init__(self, seed: int, shape: tuple[int, int, int, int], device: torch.device | str = "cpu") -> None:
         self.generator, self.shape, self.device = torch.Generator().manual_seed(check_seed(seed)), shape, device
 
     def start(self) -> Tensor:
         """Unit noise (B, C, H, W), float32: the generator's next draw."""
-        return torch.randn(self.shape, generator=self.generator).to(self.device)
+        return self.posterior(self.shape[0])
+
+    def posterior(self, pictures: int) -> Tensor:
+        """Unit noise (pictures, C, H, W), float32, for samples of a posterior: the generator's next draw."""
+        return torch.randn((pictures, *self.shape[1:]), generator=self.generator).to(self.device)
 
     def __call__(self, step: int) -> Tensor:
         """The generator's next draw, whatever the step."""
         return self.start()
+
+
+Draws = KeyedNoise | TorchNoise

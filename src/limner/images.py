@@ -1,0 +1,104 @@
+"""Reading pictures of any kind: the result is 8 bits a channel, grey or sRGB, upright and opaque."""
+
+import io
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms
+
+from limner.errors import BrokenPicture, LimnerError
+
+MAX_PIXELS = 2**27  # of a picture that is read; larger ones are refused before they are decoded
+ORIENTATION = 0x0112  # the EXIF tag
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+
+Source = Image.Image | str | os.PathLike | bytes
+
+
+def read_image(source: Source, name: str | None = None) -> Image.Image:
+    """A picture (a file's path or bytes, or a PIL picture) in mode L or RGB.
+
+    EXIF orientation is applied, transparency composed on white, a colour profile converted to sRGB, 16 bits and
+    floating point from 0 to 1 scaled to 8 bits; of several frames the first is read. `name` stands for it in messages.
+    Raises BrokenPicture for anything else.
+    """
+    if not isinstance(source, Source):
+        raise LimnerError(f"a picture is a file or a PIL picture, not a {type(source).__name__}")
+    name = name or (f"{os.fspath(source)}" if isinstance(source, str | os.PathLike) else "the picture")
+    try:
+        if isinstance(source, Image.Image):
+            return _decode(source)
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else Path(source).expanduser()) as image:
+            return _decode(image)
+    except FileNotFoundError as error:
+        raise BrokenPicture(f"{name} cannot be read as a picture: there is no such file") from error
+    except Image.DecompressionBombError as error:  # of its header, before ours
+        raise BrokenPicture(f"{name} cannot be read as a picture: it has more than {MAX_PIXELS} pixels") from error
+    except Image.UnidentifiedImageError as error:  # its own words name a buffer, not the file
+        raise BrokenPicture(f"{name} cannot be read as a picture: no kind of picture that is known") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise whatever they meet
+        raise BrokenPicture(f"{name} cannot be read as a picture: {str(error) or type(error).__name__}") from error
+
+
+def _decode(image: Image.Image) -> Image.Image:
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"it has more than {MAX_PIXELS} pixels")
+    image.load()
+    orientation, profile = _orientation(image), image.info.get("icc_profile")  # TIFF is turned when it is loaded
+    if orientation in UPRIGHT:
+        image = image.transpose(UPRIGHT[orientation])
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _grey(image)
+    elif image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
+    elif image.mode not in ("L", "RGB", "CMYK"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    if profile and image.mode != "L":
+        image = _to_srgb(image, profile)
+    image = image.convert("RGB") if image.mode == "CMYK" else image.copy()
+    image.info = {}  # an orientation or profile that is applied already
+    return image
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """The EXIF orientation; None without one, or if the EXIF block is damaged, which says nothing of the pixels."""
+    try:
+        return image.getexif().get(ORIENTATION)
+    except Exception:  # a tag of the wrong type, raised as whatever its parser met
+        return None
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """One channel of 16 bits, or of floating point from 0 to 1, scaled to 8 bits."""
+    values = np.asarray(image)
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):  # where it holds 16 bits
+        raise ValueError("whole numbers of 32 bits have no known white; save it with 8 or 16 bits")
+    white = 1.0 if image.mode == "F" else 65535.0
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= white):  # NaN fails both
+        raise ValueError(f"its values go from {low:g} to {high:g}; expected 0 to {white:g}")
+    return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
+
+
+def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """RGB or CMYK of a colour profile -> sRGB; unchanged where the profile is sRGB's or does not fit."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "sRGB" in ImageCms.getProfileDescription(source):
+            return image
+        return ImageCms.profileToProfile(image, source, _srgb(), outputMode="RGB") or image
+    except (ImageCms.PyCMSError, OSError):
+        return image
+
+
+@lru_cache(maxsize=1)
+def _srgb() -> ImageCms.ImageCmsProfile:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
