@@ -1,6 +1,6 @@
 """Editing scenes with the shipped model: a red star becomes a blue one by a mask, graded before and after.
 
-    python benchmarks/inpainting.py [--model MODEL] [--count 100] [--feather 3] [--sheet FILE]
+    python benchmarks/inpainting.py [--model MODEL] [--count 100] [--feather 4] [--sheet FILE]
 
 Each scene has a red star and another object in two places. The mask is a square around the star, the prompt tells the
 whole scene with a blue star. Printed: how many scenes are graded as their captions before and after, how many kept
@@ -12,10 +12,12 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from limner.canvas import Frame, open_canvas, plan
 from limner.picture import save, sheet
 from limner.pipeline import Pipeline
 from limner.world import PLACES, Group, Scene, caption, draw, grade, layout, scene_at
@@ -49,8 +51,8 @@ def blue(scene: Scene) -> Scene:
 
 
 def mask_of(x: float, y: float, radius: float, size: int) -> Image.Image:
-    """White in the square around an object, an eighth larger."""
-    sides = np.clip(np.round([(c + s * 1.125 * radius) * size for s in (-1, 1) for c in (x, y)]), 0, size).astype(int)
+    """White in the square around an object, a third larger."""
+    sides = np.clip(np.round([(c + s * 1.3 * radius) * size for s in (-1, 1) for c in (x, y)]), 0, size).astype(int)
     mask = Image.new("L", (size, size))
     mask.paste(255, tuple(sides.tolist()))
     return mask
@@ -68,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model")
     parser.add_argument("--count", type=int, default=100)
-    parser.add_argument("--feather", type=int, default=3)
+    parser.add_argument("--feather", type=int, default=4)
     parser.add_argument("--sheet")
     args = parser.parse_args()
     pipe = Pipeline.from_pretrained(args.model)
@@ -103,8 +105,21 @@ def main() -> None:
     for name, pictures in (("original", before), ("feathered", after), ("pasted", hard), ("without pasting", whole)):
         steps = [border_step(picture, mask) for picture, mask in zip(pictures, masks, strict=True)]
         print(f"step across the mask's border, {name}: {np.mean(steps):.2f} of 255")
+    sides = [extended(pipe, picture, prompt) for picture, prompt in zip(before[:20], prompts[:20], strict=True)]
+    for i, name in enumerate(("feathered", "pasted", "without pasting")):
+        print(f"step across the seam of an extension, {name}: {np.mean([steps[i] for steps in sides]):.2f} of 255")
     if args.sheet:
-        save(page(pipe, before, masks, after, prompts), Path(args.sheet))
+        save(page(pipe, before, masks, after, prompts, [scene.background for scene in asked]), Path(args.sheet))
+
+
+def extended(pipe: Pipeline, picture: Image.Image, prompt: str) -> list[float]:
+    """The step across the seam of an extension to the right: feathered by default, without feather, without pasting."""
+    model = pipe.model
+    frame = Frame(model.network.multiple * model.factor, model.size, model.channels)
+    canvas = open_canvas([picture], [], plan(picture.size, None, None, "right=32", frame), frame)
+    mask = Image.fromarray(canvas.masks[0].astype(np.uint8) * 255)
+    options: tuple[dict[str, Any], ...] = ({}, {"feather": 0}, {"paste": False})
+    return [border_step(pipe(prompt, image=picture, extend="right=32", **each)[0], mask) for each in options]
 
 
 def page(
@@ -113,6 +128,7 @@ def page(
     masks: list[Image.Image],
     after: list[Image.Image],
     prompts: list[str],
+    backgrounds: list[str | None],
 ) -> Image.Image:
     """Edits (before, mask, after), extensions and variations, with captions."""
     cells: list[tuple[Image.Image, str]] = []
@@ -120,7 +136,7 @@ def page(
         grey = Image.blend(before[i], Image.merge("RGB", [masks[i]] * 3), 0.6)
         cells += [(before[i], "a scene"), (grey, "its mask"), (after[i], prompts[i])]
     for i, sides in enumerate(("left=32", "right=32", "top=32", "left=16,right=16")):
-        (wide,) = pipe("a large yellow circle on a green background", image=before[4 + i], extend=sides, seed=i)
+        (wide,) = pipe(f"a large yellow circle on a {backgrounds[4 + i]} background", image=before[4 + i], extend=sides)
         cells += [(before[4 + i], "a scene"), (wide, f"extend {sides}")]
     for strength in (0.0, 0.15, 0.3, 0.5):
         variation = {"variation_seed": 7, "variation_strength": strength}

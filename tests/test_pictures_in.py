@@ -16,6 +16,7 @@ from limner.canvas import Frame, latent_mask, parse_extend, plan
 from limner.cli import main
 from limner.denoise import keep
 from limner.errors import LimnerError, LimnerWarning
+from limner.look.run import calls, run, usage
 from limner.noise.draws import KeyedNoise, normal, slerp
 from limner.noise.level import Level
 from limner.pipeline import Pipeline
@@ -461,3 +462,11 @@ def test_the_hashes_are_of_the_pixels(four: Sides, tmp_path: Path) -> None:
     assert one == hashes(image=tmp_path / "a.webp", mask=MASKS[0])
     other = hashes(image=PICTURES[1], mask=MASKS[1])
     assert len({*one.values(), *other.values()}) == 4
+
+
+def test_every_tensor_of_an_inpainting_model_is_used(nine: Sides) -> None:
+    model = nine.pipe.model
+    reports = [run(call) for call in calls(model, "a red star", SIZE)]
+    assert {part: used.unused for part, used in usage(model.parts(), reports).items()} == {
+        "unet": [], "text_encoder": [], "vae": []
+    }  # fmt: skip

@@ -160,7 +160,7 @@ class Pipeline:
         if not masked:
             warn_no_effect("no mask", feather=settings.feather)
         strength = settings.strength if settings.strength is not None else 1.0 if masked else 0.8
-        feather = settings.feather if settings.feather is not None else canvas.overlap
+        feather = settings.feather if settings.feather is not None else canvas.overlap // 2
         return canvas, replace(settings, strength=strength, feather=feather, paste=settings.paste or not masked)
 
     def _start(

@@ -32,7 +32,7 @@ class Settings:
     extend: str | None = None
     """Pixels to add to the picture's sides, such as left=128,top=64."""
     feather: int | None = None
-    """Pixels over which a kept area fades into the repainted one; 0, or the overlap of an extension."""
+    """Pixels over which a kept area fades into the repainted one; 0, or for an extension half its overlap."""
     paste: bool = True
     """Paste the kept pixels of the picture into the result."""
     variation_seed: int | None = None
