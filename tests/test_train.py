@@ -32,7 +32,15 @@ from limner.settings import Settings
 from limner.text.conditioner import Nothing
 from limner.text.tokenizer import Tokenizer
 from limner.train import checkpoint
-from limner.train.loop import Stopped, Trainer, can_compile, lr_multiplier, step_generator, update_average
+from limner.train.loop import (
+    Stopped,
+    Trainer,
+    can_compile,
+    lr_multiplier,
+    step_generator,
+    stop_after_step,
+    update_average,
+)
 from limner.train.loss import Cached, DiffusionLoss
 from limner.train.recipe import Recipe, TextRecipe, load_recipe, recipe_names
 from limner.train.setup import scheduler_config
@@ -659,7 +667,9 @@ def test_only_the_newest_checkpoints_are_kept(recipe: Recipe) -> None:
     assert sorted(p.name for p in Path(recipe.output).glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
 
 
-def test_ctrl_c_stops_after_a_step_and_resumes_bit_equal(recipe: Recipe) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_after_a_step_and_the_run_resumes_bit_equal(recipe: Recipe, sent: signal.Signals) -> None:
+    before = signal.getsignal(sent)
     whole = replace(recipe, output=recipe.output + "-whole")
     trainer(whole).run()
     run = trainer(recipe)
@@ -667,14 +677,25 @@ def test_ctrl_c_stops_after_a_step_and_resumes_bit_equal(recipe: Recipe) -> None
 
     def interrupted(batch: dict) -> torch.Tensor:
         if run.step == 1:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), sent)
         return step(batch)
 
     run.train_step = interrupted  # type: ignore[method-assign]
     with pytest.raises(Stopped, match="stopped after step 2; go on with --resume latest"):
         run.run()
+    assert signal.getsignal(sent) == before
     trainer(recipe, "latest").run()
     assert_equal(tensors(whole.output, 6), tensors(recipe.output, 6))
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_after_step() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop == [False]
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_full_disk_leaves_the_last_checkpoint_whole(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:

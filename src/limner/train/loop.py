@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sysconfig
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,9 +61,12 @@ def step_generator(seed: int, step: int, rank: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(key))
 
 
+STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
 @contextmanager
 def stop_after_step() -> Iterator[list[bool]]:
-    """The first Ctrl-C sets the yielded flag, the second interrupts at once."""
+    """The first Ctrl-C, SIGTERM or SIGHUP sets the yielded flag, the second interrupts at once."""
     stop = [False]
 
     def handle(signum: int, frame: Any) -> None:
@@ -70,19 +74,21 @@ def stop_after_step() -> Iterator[list[bool]]:
             raise KeyboardInterrupt
         stop[0] = True
 
-    try:
-        previous = signal.signal(signal.SIGINT, handle)
-    except ValueError:  # signals can be set in the main thread only
+    if threading.current_thread() is not threading.main_thread():  # signals can be set in that one only
         yield stop
         return
+    # Under nohup SIGHUP is ignored, and stays so; a shell's background jobs ignore SIGINT, but may be sent it.
+    heeded = [each for each in STOPPING if each == signal.SIGINT or signal.getsignal(each) != signal.SIG_IGN]
+    previous = {each: signal.signal(each, handle) for each in heeded}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for each, handler in previous.items():
+            signal.signal(each, handler or signal.SIG_DFL)
 
 
 def ignore_sigint(worker: int) -> None:
-    """Initialise a data worker: Ctrl-C is handled by the training process."""
+    """Initialise a data worker: the training process heeds Ctrl-C and ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -189,7 +195,7 @@ class Trainer:
         return loss.detach()
 
     def run(self) -> Any:
-        """Train to the last step. Raises Stopped after Ctrl-C, LimnerError where a gradient is not finite."""
+        """Train to the last step. Raises Stopped after a signal to stop, LimnerError where a gradient is not finite."""
         recipe, main = self.recipe, self.accelerator.is_main_process
         self.log(self._summary())
         if self.step >= recipe.steps:
@@ -205,12 +211,12 @@ class Trainer:
                 losses.append(self.train_step(batch))
                 seconds += time.perf_counter() - since
                 last = self._any(stop[0]) or self.step == recipe.steps
+                if main and (last or _due(self.step, recipe.save_every)):  # first: the terminal may be gone
+                    self.save()
                 if last or self.step % recipe.log_every == 0:
                     summary = self._log(log, losses, seconds)
                     bar.update(task, summary=summary)
                     losses, seconds = [], 0.0
-                if main and (last or _due(self.step, recipe.save_every)):
-                    self.save()
                 if main and (last or _due(self.step, recipe.sample_every)):
                     self.sample()
                     self.measure(log)
