@@ -17,6 +17,7 @@ from hypothesis import given
 from PIL import Image
 
 from limner import __version__
+from limner.canvas import parse_extend
 from limner.cli import main
 from limner.errors import LimnerError, LimnerWarning
 from limner.model import Model
@@ -57,6 +58,24 @@ CASES: list[tuple[dict[str, Any], dict[str, str]]] = [
     ({"rng": "torch"}, {"RNG": "torch"}),
     ({"prompt": LONG, "truncate": True}, {"Prompt": LONG, "Truncate": "True"}),
 ]
+# The same with a picture to start from, whose hash is recorded.
+FILES: dict[str, Any] = {
+    "image": Image.linear_gradient("L").resize((8, 8)),
+    "mask": Image.linear_gradient("L").rotate(90).resize((8, 8)),
+}
+PICTURE_CASES: list[tuple[dict[str, Any], dict[str, str]]] = [
+    ({"variation_seed": 9, "variation_strength": 0.3}, {"Variation seed": "9", "Variation seed strength": "0.3"}),
+    ({"image": True}, {"Denoising strength": "0.8", "Steps": "3"}),
+    ({"image": True, "strength": 0.4}, {"Denoising strength": "0.4"}),
+    ({"image": True, "mask": True}, {"Denoising strength": "1"}),
+    ({"image": True, "mask": True, "feather": 2}, {"Denoising strength": "1", "Feather": "2"}),
+    ({"image": True, "mask": True, "paste": False}, {"Denoising strength": "1", "Paste": "off"}),
+    ({"image": True, "extend": "left=4"}, {"Denoising strength": "1", "Extend": "left=4", "Feather": "1"}),
+    (
+        {"image": True, "extend": "top=2,left=4", "feather": 0, "width": 12},
+        {"Denoising strength": "1", "Extend": "top=2,left=4", "Feather": "0"},
+    ),
+]
 # Settings that change nothing here: on a flow, DDIM's steps and Euler's without fresh noise are Euler's.
 UNSEEN = [{}, {"sampler": "ddim"}, {"sampler": "euler_a", "eta": 0.0}]
 
@@ -84,14 +103,20 @@ def settings_of(entries: dict[str, str]) -> dict[str, Any]:
         "Sampler": ("sampler", str), "Schedule type": ("schedule", str), "CFG scale": ("guidance_scale", float),
         "Seed": ("seed", int), "Eta": ("eta", float), "Shift": ("shift", float), "RNG": ("rng", str),
         "CFG rescale": ("guidance_rescale", float), "Truncate": ("truncate", bool), "Batch size": ("num_images", int),
+        "Denoising strength": ("strength", float), "Feather": ("feather", int), "Extend": ("extend", str),
+        "Paste": ("paste", lambda word: word != "off"), "Variation seed": ("variation_seed", int),
+        "Variation seed strength": ("variation_strength", float),
     }  # fmt: skip
     settings = {names[name][0]: names[name][1](value) for name, value in entries.items() if name in names}
-    settings["width"], settings["height"] = map(int, entries["Size"].split("x"))
+    left, top, right, bottom = parse_extend(entries.get("Extend"))
+    width, height = map(int, entries["Size"].split("x"))
+    settings["width"], settings["height"] = width - left - right, height - top - bottom
     if "CFG interval" in entries:
         match = re.fullmatch(r"(.*?[^e])-(.+)", entries["CFG interval"])
         assert match is not None
         settings["guidance_interval"] = (float(match[1]), float(match[2]))
-    assert set(entries) <= {*names, "Size", "CFG interval", "Model", "Version", "Precision", "Batch pos"}
+    unasked = {"Model", "Version", "Precision", "Batch pos", "Init image hash", "Mask hash"}
+    assert set(entries) <= {*names, *unasked, "Size", "CFG interval"}
     return settings
 
 
@@ -122,10 +147,31 @@ def test_a_setting_is_recorded_and_paints_the_same_bytes(
         assert picture.size != plain.size or picture.tobytes() != plain.tobytes()
 
 
+def with_files(settings: dict[str, Any]) -> dict[str, Any]:
+    return settings | {name: FILES[name] for name in settings.keys() & FILES.keys()}
+
+
+@pytest.mark.filterwarnings("ignore:the picture of 8x8 is resized")
+@pytest.mark.parametrize(("settings", "entries"), PICTURE_CASES, ids=[str(case[0]) for case in PICTURE_CASES])
+def test_a_record_and_its_pictures_paint_the_same_bytes(
+    pipe: Pipeline, settings: dict[str, Any], entries: dict[str, str]
+) -> None:
+    picture = paint(pipe, with_files(settings))
+    recorded = read(picture.info["parameters"])
+    assert entries.items() <= recorded.items()
+    assert ("Init image hash" in recorded, "Mask hash" in recorded) == ("image" in settings, "mask" in settings)
+    files = {name: FILES[name] for name in settings.keys() & FILES.keys()}
+    again = pipe(**settings_of(recorded), **files)[0]
+    assert again.tobytes() == picture.tobytes() and again.info == picture.info
+    assert picture.tobytes() != paint(pipe, {}).tobytes()
+
+
+@pytest.mark.filterwarnings("ignore:the picture of 8x8 is resized")
 def test_every_setting_is_among_them(pipe: Pipeline) -> None:
     """And no two of these requests leave the same record."""
-    assert set(Settings.__dataclass_fields__) <= {name for settings, _ in CASES for name in settings}
-    records = [pipe.paint(**{"prompt": "a red star", "seed": 7} | settings).records[0] for settings, _ in CASES]
+    cases = [settings for settings, _ in [*CASES, *PICTURE_CASES]]
+    assert set(Settings.__dataclass_fields__) <= {name for settings in cases for name in settings}
+    records = [pipe.paint(**{"prompt": "a red star", "seed": 7} | with_files(each)).records[0] for each in cases]
     assert [pair for pair in combinations(records, 2) if pair[0] == pair[1]] == []
 
 

@@ -30,6 +30,19 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Raises LimnerError unless a file can be created at `path`; its folder is made."""
+    if path.is_dir():
+        raise LimnerError(f"cannot write {path}: it is a folder")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise LimnerError(f"cannot write {path}: {error.strerror or error}") from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises LimnerError for a file that is absent, not valid JSON or not an object."""
     try:

@@ -1,16 +1,19 @@
 """Pictures: tensors to PIL, contact sheets, files with their `parameters`, and ANSI text."""
 
+import io
 import math
 import shutil
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, PngImagePlugin
 from torch import Tensor
 
-from limner.errors import LimnerError
+from limner.errors import LimnerError, LimnerWarning
 from limner.files import write_atomically
 
 
@@ -73,19 +76,45 @@ def image_format(path: Path) -> str:
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind is None or kind not in Image.SAVE:
         raise LimnerError(f"cannot tell the kind of picture from {path.name!r}; end it in .png, .jpg or .webp")
+    try:
+        Image.new("RGB", (8, 8)).save(io.BytesIO(), kind)
+    except Exception as error:  # encoders raise whatever they meet
+        raise LimnerError(
+            f"{path.name!r}: a {kind} file cannot hold it ({error}); end it in .png, .jpg or .webp"
+        ) from error
     return kind
 
 
 def save(picture: Image.Image, path: Path, parameters: str | None = None) -> None:
-    """Write the picture atomically; a PNG stores `parameters`, by default the picture's own."""
+    """Write the picture atomically, with `parameters`, by default the picture's own, as AUTOMATIC1111 stores them: the
+    text chunk of a PNG, the EXIF comment of a JPEG, WebP or AVIF. Warns for a kind of file that has no place for them.
+    """
     kind = image_format(path)
     parameters = picture.info.get("parameters", "") if parameters is None else parameters
-    info = PngImagePlugin.PngInfo()
-    if parameters:
-        # AUTOMATIC1111 writes tEXt where it can, but that holds Latin-1 only.
-        (info.add_text if parameters.isascii() else info.add_itxt)("parameters", parameters)
-    extra = {"pnginfo": info} if kind == "PNG" else {}
+    if parameters and kind not in PARAMETERS:
+        warnings.warn(f"the settings are not stored: a {kind} file has no place for them", LimnerWarning, stacklevel=2)
+    extra = PARAMETERS[kind](parameters) if parameters and kind in PARAMETERS else {}
     write_atomically(path, lambda temporary: picture.save(temporary, format=kind, **extra))
+
+
+def _text_chunk(parameters: str) -> dict[str, Any]:
+    """tEXt where it can, but that holds Latin-1 only."""
+    info = PngImagePlugin.PngInfo()
+    (info.add_text if parameters.isascii() else info.add_itxt)("parameters", parameters)
+    return {"pnginfo": info}
+
+
+def _exif_comment(parameters: str) -> dict[str, Any]:
+    """The tag UserComment (0x9286) of the EXIF block (0x8769)."""
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + parameters.encode("utf-16-be")
+    return {"exif": exif.tobytes()}
+
+
+# By the kind of file: `parameters` as an option of Pillow's.
+PARAMETERS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "PNG": _text_chunk, "JPEG": _exif_comment, "WEBP": _exif_comment, "AVIF": _exif_comment,
+}  # fmt: skip
 
 
 def to_ansi(picture: Image.Image, columns: int | None = None) -> str:

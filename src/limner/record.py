@@ -28,7 +28,7 @@ def settings_entries(
         "CFG interval": None if interval is None else f"{_number(interval[0])}-{_number(interval[1])}",
         "Denoising strength": settings.strength,
         "Extend": settings.extend,
-        "Feather": settings.feather or None,
+        "Feather": settings.feather if settings.feather or settings.extend else None,
         "Paste": None if settings.paste else "off",
         "Variation seed strength": settings.variation_strength,
         "Truncate": settings.truncate or None,

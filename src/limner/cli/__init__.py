@@ -4,6 +4,8 @@ torch is imported after the arguments have been parsed.
 """
 
 import importlib
+import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -36,25 +38,51 @@ def _print_warning(
     sys.stderr.write(f"limner: {message}\n" if own else warnings.formatwarning(message, category, filename, lineno))
 
 
+def _prepare_streams() -> None:
+    """A closed stdout or stderr takes what is printed and drops it; what a terminal cannot show is escaped."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 2 on bad input, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _prepare_streams()
+    warnings.showwarning = _print_warning
+    try:
+        _run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails again
+        sys.exit(128 + 13)
+    except (LimnerError, OSError) as error:
+        _exit(str(error), 2)
+    except KeyboardInterrupt as stopped:
+        _exit(str(stopped) or "stopped", 130)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search(r"out of memory|allocate memory", str(error)):
+            raise
+        _exit("out of memory; ask for fewer or smaller pictures at once, or a smaller batch", 2)
+
+
+def _run(arguments: list[str]) -> None:
+    """Run the command that the arguments name."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(OVERVIEW)
-        return
-    if arguments[0] == "--version":
+    elif arguments[0] == "--version":
         from limner import __version__
 
         print(__version__)
-        return
-    warnings.showwarning = _print_warning
-    try:
-        if arguments[0] not in COMMANDS:
-            raise unknown("command", arguments[0], COMMANDS)
+    elif arguments[0] not in COMMANDS:
+        raise unknown("command", arguments[0], COMMANDS)
+    else:
         importlib.import_module(f"limner.cli.{arguments[0]}").run(arguments[1:])
-    except (LimnerError, OSError, MemoryError) as error:
-        print(f"limner: {error or 'out of memory'}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt as stopped:
-        print(f"limner: {stopped or 'stopped'}", file=sys.stderr)
-        sys.exit(130)
+
+
+def _exit(message: str, status: int) -> None:
+    print(f"limner: {message}", file=sys.stderr)
+    sys.exit(status)

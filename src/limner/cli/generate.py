@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from limner.errors import LimnerError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from limner.pipeline import Pipeline, Progress
 
 
@@ -55,7 +53,8 @@ def _generate_arguments(arguments: list[str]) -> Any:
         allow_pickle: bool = False
         """Open weights in pickle files too (.bin, .ckpt), tensors only: nothing in them is run."""
         output: Annotated[str, arg(aliases=["-o"])] = "out.png"
-        """A file (several pictures become a sheet), or a folder, ending in /, for one file each."""
+        """A file (several pictures become a sheet; one that is there is overwritten), or a folder, ending in /, for one
+        file each, numbered on."""
         show: bool = False
         """Draw the result in the terminal too."""
 
@@ -65,14 +64,10 @@ def _generate_arguments(arguments: list[str]) -> Any:
 def run(arguments: list[str]) -> None:
     """Parse, paint, save, show."""
     args = _generate_arguments(arguments)
-    from limner.picture import image_format, to_ansi
+    from limner.cli.output import open_output
 
     prompts = list(args.prompt) or [""]
-    if not args.output:
-        raise LimnerError("--output is empty; give a file such as out.png, or a folder ending in /")
-    folder = args.output.endswith("/") or Path(args.output).is_dir()
-    if not folder:
-        image_format(Path(args.output))  # before the painting, so that a bad name costs no time
+    output = open_output(args.output)
     start = time.perf_counter()
     pipe = _open(args, prompts)
     request = {name: getattr(args, name) for name in ("negative_prompt", "num_images", "image", "mask")}
@@ -86,8 +81,12 @@ def run(arguments: list[str]) -> None:
 
         pictures = pipe(prompts, **request, seed=args.seed, **vars(args.settings), progress=follow)
     captions = [prompt for prompt in prompts for _ in range(args.num_images)] if len(prompts) > 1 else []
-    shown, paths = _write(pictures, captions, args.output, folder)
+    if not output.folder and output.path.exists():
+        print(f"limner: {output.path} is overwritten", file=sys.stderr)
+    shown, paths = output.write(pictures, captions)
     if args.show:
+        from limner.picture import to_ansi
+
         print(to_ansi(shown))
     steps = f", {ran} of {len(pipe.resolve(args.settings)[0].grid) - 1} steps" if args.image else ""
     print(f"{', '.join(map(str, paths))}  {len(pictures)} pictures in {time.perf_counter() - start:.2f} s{steps}")
@@ -139,19 +138,3 @@ def _progress(pictures: int):
             yield lambda step: shown.update(task, completed=step.step, total=step.steps)
 
     return bar()
-
-
-def _write(pictures: list["Image"], captions: list[str], output: str, folder: bool) -> tuple["Image", list[Path]]:
-    """Save one file per picture, one picture or one sheet; returns the picture to show and the paths."""
-    from limner.picture import save, sheet
-
-    several = len(pictures) > 1
-    page = sheet(pictures, captions, scale=max(1, 96 // pictures[0].width)) if several else pictures[0]
-    shown = sheet(pictures) if several else pictures[0]
-    if folder:
-        paths = [Path(output) / f"{i:05d}.png" for i in range(len(pictures))]
-        for path, picture in zip(paths, pictures, strict=True):
-            save(picture, path)
-        return shown, paths
-    save(page, Path(output), "\n\n".join(picture.info["parameters"] for picture in pictures))
-    return shown, [Path(output)]

@@ -1,0 +1,61 @@
+"""Where painted pictures go: one file, or a folder with a file for each."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from limner.errors import LimnerError
+from limner.files import check_writable
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class Output(NamedTuple):
+    """A file, or a `folder` whose files are numbered on from those that are in it."""
+
+    path: Path
+    folder: bool
+
+    def write(self, pictures: Sequence["Image"], captions: Sequence[str]) -> tuple["Image", list[Path]]:
+        """Save one file per picture, one picture, or a sheet of them; returns what to show, and the files."""
+        from limner.picture import save, sheet
+
+        several = len(pictures) > 1
+        shown = sheet(pictures) if several else pictures[0]
+        if self.folder:
+            first = _next_number(self.path)
+            paths = [self.path / f"{first + i:05d}.png" for i in range(len(pictures))]
+            for path, picture in zip(paths, pictures, strict=True):
+                save(picture, path)
+            return shown, paths
+        page = sheet(pictures, captions, scale=max(1, 96 // pictures[0].width)) if several else pictures[0]
+        save(page, self.path, "\n\n".join(picture.info["parameters"] for picture in pictures))
+        return shown, [self.path]
+
+
+def open_output(text: str) -> Output:
+    """The output that `text` names: a folder if it ends in / or is one, else a file.
+
+    Raises LimnerError where nothing can be written, before the time for painting is spent.
+    """
+    from limner.picture import image_format
+
+    if not text:
+        raise LimnerError("--output is empty; give a file such as out.png, or a folder ending in /")
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as error:
+        raise LimnerError(f"--output {text}: {error}") from error
+    folder = text.endswith("/") or path.is_dir()
+    if not folder:
+        image_format(path)
+    check_writable(path / "00000.png" if folder else path)
+    return Output(path, folder)
+
+
+def _next_number(folder: Path) -> int:
+    """One more than the largest number that a file of the folder has as its name; 0 if there is none."""
+    numbers = [int(file.stem) for file in folder.glob("*.png") if re.fullmatch(r"\d{5,9}", file.stem)]
+    return max(numbers, default=-1) + 1

@@ -1,0 +1,124 @@
+"""Where pictures are written, with what settings, and what is said when they cannot be."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from limner.cli import main
+from limner.cli.output import open_output
+from limner.errors import LimnerError, LimnerWarning
+from limner.picture import save
+
+LIMNER = [sys.executable, "-m", "limner"]
+QUICK = ["generate", "a red star", "--steps", "1"]
+
+
+def comment(path: Path) -> str:
+    """The EXIF comment, as AUTOMATIC1111 and its readers decode it."""
+    raw = Image.open(path).getexif().get_ifd(0x8769)[0x9286]
+    assert raw[:8] == b"UNICODE\0"
+    return raw[8:].decode("utf-16-be")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "webp", "avif"])
+def test_the_settings_are_in_other_kinds_of_files_too(tmp_path: Path, suffix: str) -> None:
+    text = 'a "red" star, ★\nSteps: 20, Seed: 3'
+    save(Image.new("RGB", (16, 16)), tmp_path / f"a.{suffix}", text)
+    assert comment(tmp_path / f"a.{suffix}") == text
+
+
+def test_a_kind_without_a_place_for_the_settings_is_told(tmp_path: Path) -> None:
+    with pytest.warns(LimnerWarning, match="the settings are not stored: a BMP file has no place for them"):
+        save(Image.new("RGB", (16, 16)), tmp_path / "a.bmp", "Steps: 20")
+    assert Image.open(tmp_path / "a.bmp").size == (16, 16)
+
+
+def test_a_folder_is_numbered_on(tmp_path: Path) -> None:
+    pictures = [Image.fromarray(np.full((2, 2), k, np.uint8)) for k in range(3)]
+    output = open_output(f"{tmp_path}/many/")
+    for first in (0, 3):
+        _, paths = output.write(pictures, [])
+        assert [path.name for path in paths] == [f"{first + k:05d}.png" for k in range(3)]
+    (tmp_path / "many/00041.png").touch()
+    assert output.write(pictures[:1], [])[1][0].name == "00042.png"
+    assert [np.asarray(Image.open(tmp_path / f"many/{k:05d}.png"))[0, 0] for k in range(6)] == [0, 1, 2, 0, 1, 2]
+
+
+def test_a_file_that_is_overwritten_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for overwritten in (False, True):
+        main([*QUICK, "-o", str(tmp_path / "a.png")])
+        assert (f"{tmp_path / 'a.png'} is overwritten" in capsys.readouterr().err) == overwritten
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("file.png/b.png", "cannot write .*file.png/b.png: (Not a directory|File exists)"),
+        ("file.png/", "cannot write .*00000.png: (Not a directory|File exists)"),
+        ("a.xbm", "'a.xbm': a XBM file cannot hold it"),
+        ("a.txt", "cannot tell the kind of picture from 'a.txt'"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_told_before_painting(tmp_path: Path, output: str, message: str) -> None:
+    (tmp_path / "file.png").write_bytes(b"")
+    with pytest.raises(LimnerError, match=message):
+        open_output(f"{tmp_path}/{output}")
+    assert [file.name for file in tmp_path.iterdir()] == ["file.png"]
+
+
+def test_the_output_is_opened_before_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*QUICK, "-m", "no/such/model", "-o", "/proc/no/a.png"])
+    assert "cannot write /proc/no/a.png" in capsys.readouterr().err
+
+
+def test_home_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_output("~/x.png").path == tmp_path / "x.png"
+    with pytest.raises(LimnerError, match="--output ~nosuchuser/x.png: "):
+        open_output("~nosuchuser/x.png")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize("closed", ["2>&-", ">&-"])
+def test_a_closed_stream_does_not_cost_the_picture(tmp_path: Path, closed: str) -> None:
+    command = f'"{sys.executable}" -m limner generate "a red star" --steps 1 -o {tmp_path}/a.png {closed}'
+    assert subprocess.run(command, shell=True, capture_output=True).returncode == 0
+    assert Image.open(tmp_path / "a.png").size == (64, 64)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    command = f'"{sys.executable}" -m limner --help | true'
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.stderr == ""
+
+
+def test_an_ascii_terminal_shows_what_it_can(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    command = [*LIMNER, *QUICK, "-o", f"{tmp_path}/ü.png"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and done.stderr == ""
+    assert "\\xfc.png" in done.stdout
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_no_memory_is_one_sentence(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(arguments: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr("limner.cli.generate.run", fail)
+    with pytest.raises(SystemExit) as stopped:
+        main(["generate"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("limner: out of memory; ask for fewer")
+    monkeypatch.setattr("limner.cli.generate.run", lambda arguments: int("x"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        main(["generate"])
