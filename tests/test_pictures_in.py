@@ -384,7 +384,7 @@ def test_turned_noise_is_unit_noise() -> None:
     ("options", "message"),
     [
         ({"image": PICTURES[0], "strength": 1.1}, "strength must be from 0 to 1, not 1.1"),
-        ({"image": PICTURES[0], "strength": float("nan")}, "strength must be from 0 to 1, not nan"),
+        ({"image": PICTURES[0], "strength": float("nan")}, "strength must be a number, not nan"),
         ({"image": PICTURES[0], "strength": 0.2}, "strength 0.2 runs none of 4 steps; the least is 0.25"),
         ({"mask": MASKS[0]}, "mask needs a picture to repaint: give an image"),
         ({"extend": "left=8"}, "extend needs a picture to repaint: give an image"),

@@ -313,7 +313,7 @@ def test_an_unconditional_model_records_guidance_one() -> None:
         ({"guidance_rescale": 7.0}, "guidance_rescale must be from 0 to 1, not 7"),
         ({"sampler": "ddim", "eta": 10.0}, "eta must be from 0 to 1, not 10"),
         ({"sampler": "ddim", "eta": -1.0}, "eta must be from 0 to 1, not -1"),
-        ({"sampler": "ddim", "eta": float("nan")}, "eta must be from 0 to 1, not nan"),
+        ({"sampler": "ddim", "eta": float("nan")}, "eta must be a number, not nan"),
         ({"guidance_scale": 1.0, "guidance_interval": (5, 1)}, "guidance between 5 and 1 is nowhere"),
     ],
 )

@@ -11,12 +11,13 @@ from PIL.Image import Image
 from torch import Tensor
 
 from limner.canvas import Canvas, Frame, blank_canvas, open_canvas, plan, read_pictures
+from limner.checks import as_text, as_whole
 from limner.denoise import Denoise, Denoiser, cfg, clip, interval
 from limner.errors import LimnerError, unknown, warn_no_effect
 from limner.images import Source
 from limner.model import Model
 from limner.nets.network import take
-from limner.noise.draws import Draws, KeyedNoise, TorchNoise
+from limner.noise.draws import Draws, KeyedNoise, TorchNoise, check_seed
 from limner.picture import to_pictures
 from limner.record import parameters_text, settings_entries
 from limner.sample import check_grid
@@ -109,9 +110,10 @@ class Pipeline:
         warns where one has no effect.
         """
         settings = Settings.from_options(options)
+        asked, num_images = _texts(prompt), as_whole("num_images", num_images)
         if num_images < 1:
             raise LimnerError(f"the number of pictures must be at least 1, not {num_images}")
-        asked = [prompt] if isinstance(prompt, str) else list(prompt)
+        negative_prompt = None if negative_prompt is None else as_text("negative_prompt", negative_prompt)
         prompts = [p for p in asked for _ in range(num_images)]
         canvas, settings = self._canvas(image, mask, settings, len(asked))
         schedule, scale = self.resolve(settings)
@@ -211,7 +213,7 @@ class Pipeline:
         if settings.rng == "torch":
             if settings.variation_seed is not None:
                 raise LimnerError("a variation turns keyed noise; leave --rng torch out")
-            if not isinstance(seed, int):
+            if isinstance(seed, Sequence):
                 raise LimnerError("rng torch has one generator for the whole batch: give one seed, not a list")
             places: list[dict[str, object]] = [
                 {"Batch size": pictures, "Batch pos": k} if pictures > 1 else {} for k in range(pictures)
@@ -220,9 +222,9 @@ class Pipeline:
             return noise, [{"Seed": seed} | place for place in places]
         if settings.rng != "keyed":
             raise unknown("rng", settings.rng, ["keyed", "torch"])
-        if settings.variation_seed is not None and isinstance(seed, int):
-            seed = [seed] * pictures  # all are variations of one picture, as AUTOMATIC1111 counts
-        seeds = [seed + k for k in range(pictures)] if isinstance(seed, int) else list(seed)
+        # All variations are of one picture, as AUTOMATIC1111 counts.
+        stride = 1 if settings.variation_seed is None else 0
+        seeds = list(seed) if isinstance(seed, Sequence) else [check_seed(seed) + stride * k for k in range(pictures)]
         if len(seeds) != pictures:
             raise LimnerError(f"{len(seeds)} seeds were given for {pictures} pictures; give one each, or one number")
         entries: list[dict[str, object]] = [{"Seed": each} for each in seeds]
@@ -258,6 +260,16 @@ class Pipeline:
         if settings.guidance_interval is not None:
             denoise = interval(denoise, denoiser(take(condition, slice(n, None)), 1), *settings.guidance_interval)
         return start.keep(denoise if schedule.clip is None else clip(denoise, schedule.clip), schedule.grid[0])
+
+
+def _texts(prompt: str | Sequence[str]) -> list[str]:
+    """One prompt or several, as a list."""
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, Sequence):
+        raise LimnerError(f"prompt must be a text or a list of texts, not {prompt!r:.60}")
+    if not prompts:
+        raise LimnerError('no prompt was given; for a picture of nothing in particular give ""')
+    return [as_text("prompt", each) for each in prompts]
 
 
 def _run(denoise: Denoise, start: Start, schedule: Schedule, draws: Draws) -> Iterator[Progress]:

@@ -1,9 +1,11 @@
 """Sampling settings shared by the command line and the pipeline."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from limner.checks import as_bool, as_number, as_text, as_whole
 from limner.errors import LimnerError, unknown
 
 
@@ -55,10 +57,15 @@ class Settings:
         return cls(**options)
 
     def __post_init__(self) -> None:
+        for name, check in CHECKS.items():
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, check(name, getattr(self, name)))  # of another library's type
         for name in ("guidance_rescale", "eta", "strength", "variation_strength"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise LimnerError(f"{name} must be from 0 to 1, not {value:g}")
+        if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
+            raise LimnerError(f"guidance_scale must be finite, not {self.guidance_scale:g}")
         if self.guidance_interval is not None and not self.guidance_interval[0] < self.guidance_interval[1]:
             low, high = self.guidance_interval
             raise LimnerError(f"guidance between {low:g} and {high:g} is nowhere: give the lower ratio first")
@@ -66,3 +73,21 @@ class Settings:
             raise LimnerError(f"feather must be at least 0 pixels, not {self.feather}")
         if (self.variation_seed is None) != (self.variation_strength is None):
             raise LimnerError("a variation needs both: a variation seed and a variation strength from 0 to 1")
+
+
+def _interval(name: str, value: Any) -> tuple[float, float]:
+    """Two numbers."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise LimnerError(f"{name} must be two numbers, not {value!r:.60}")
+    return as_number(name, value[0]), as_number(name, value[1])
+
+
+WHOLE = ("steps", "feather", "variation_seed", "width", "height")
+NUMBERS = ("guidance_scale", "guidance_rescale", "eta", "shift", "strength", "variation_strength")
+CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    **dict.fromkeys(WHOLE, as_whole),
+    **dict.fromkeys(NUMBERS, as_number),
+    **dict.fromkeys(("sampler", "schedule", "extend", "rng"), as_text),
+    **dict.fromkeys(("paste", "truncate"), as_bool),
+    "guidance_interval": _interval,
+}

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from limner.checks import as_whole
 from limner.errors import LimnerError
 
 MASK = np.uint64(0xFFFFFFFF)
@@ -42,10 +43,11 @@ def philox(counter: Sequence[Any], seed: int) -> tuple[np.ndarray, ...]:
 
 
 def check_seed(seed: int) -> int:
-    """Return the seed. Raises LimnerError unless it is an integer in [0, 2^64)."""
-    if not isinstance(seed, int) or not 0 <= seed < 2**64:
-        raise LimnerError(f"seed {seed} must be a whole number from 0 to 2^64 - 1")
-    return seed
+    """The seed as an int. Raises LimnerError unless it is a whole number in [0, 2^64)."""
+    number = as_whole("seed", seed)
+    if not 0 <= number < 2**64:
+        raise LimnerError(f"seed {number} must be a whole number from 0 to 2^64 - 1")
+    return number
 
 
 def normal(seed: int, shape: tuple[int, int, int], stream: int = START, step: int = 0) -> np.ndarray:

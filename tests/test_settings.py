@@ -1,0 +1,82 @@
+"""What a pipeline is asked for: values of any library's types are taken, all else is refused in words."""
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import tiny_pipeline
+
+from limner.errors import LimnerError
+from limner.pipeline import Pipeline
+from limner.settings import CHECKS, Settings
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Pipeline:
+    return tiny_pipeline(["a red star", "a blue circle"], steps=2)
+
+
+def test_every_setting_is_checked() -> None:
+    assert CHECKS.keys() == Settings.__dataclass_fields__.keys()
+
+
+def test_numbers_of_any_library_are_taken(pipe: Pipeline) -> None:
+    plain = {
+        "steps": 3,
+        "guidance_scale": 2.0,
+        "seed": 7,
+        "num_images": 2,
+        "width": 12,
+        "guidance_interval": (0.5, 9.0),
+    }
+    other = {
+        "steps": np.int64(3), "guidance_scale": np.float32(2), "seed": np.uint8(7), "num_images": torch.tensor(2),
+        "width": np.int16(12), "guidance_interval": [Fraction(1, 2), 9],
+    }  # fmt: skip
+    one, two = pipe.paint("a red star", **plain), pipe.paint("a red star", **other)
+    assert one.records == two.records
+    assert torch.equal(list(one.steps)[-1].x, list(two.steps)[-1].x)
+    assert pipe.paint(("a red star",), seed=[np.int64(7)]).records == pipe.paint("a red star", seed=7).records
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt": None}, "prompt must be a text or a list of texts, not None"),
+        ({"prompt": 3}, "prompt must be a text or a list of texts, not 3"),
+        ({"prompt": []}, "no prompt was given"),
+        ({"prompt": ["a red star", None]}, "prompt must be a text, not None"),
+        ({"negative_prompt": ["a", "b"]}, r"negative_prompt must be a text, not \['a', 'b'\]"),
+        ({"steps": "20"}, "steps must be a whole number, not '20'"),
+        ({"steps": 2.0}, "steps must be a whole number, not 2.0"),
+        ({"steps": True}, "steps must be a whole number, not True"),
+        ({"steps": 0}, "steps must be at least 1, not 0"),
+        ({"width": "8"}, "width must be a whole number, not '8'"),
+        ({"num_images": 0}, "the number of pictures must be at least 1, not 0"),
+        ({"num_images": 1.5}, "num_images must be a whole number, not 1.5"),
+        ({"seed": "7"}, "seed must be a whole number, not '7'|seeds were given"),
+        ({"seed": 1.5}, "seed must be a whole number, not 1.5"),
+        ({"seed": None}, "seed must be a whole number, not None"),
+        ({"seed": -1}, "seed -1 must be a whole number from 0"),
+        ({"seed": [1, "2"], "num_images": 2}, "seed must be a whole number, not '2'"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be a number, not nan"),
+        ({"guidance_scale": float("inf")}, "guidance_scale must be finite, not inf"),
+        ({"guidance_scale": "high"}, "guidance_scale must be a number, not 'high'"),
+        ({"guidance_interval": 3}, "guidance_interval must be two numbers, not 3"),
+        ({"guidance_interval": (5, 1)}, "guidance between 5 and 1 is nowhere"),
+        ({"eta": 10, "sampler": "ddim"}, "eta must be from 0 to 1, not 10"),
+        ({"eta": -1, "sampler": "ddim"}, "eta must be from 0 to 1, not -1"),
+        ({"shift": 10**400}, "shift must be a number"),
+        ({"sampler": 3}, "sampler must be a text, not 3"),
+        ({"truncate": "yes"}, "truncate must be True or False, not 'yes'"),
+        ({"rng": "numpy"}, "unknown rng 'numpy'"),
+        ({"stepz": 3}, "unknown setting 'stepz'; did you mean 'steps'"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(pipe: Pipeline, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(LimnerError, match=message):
+        pipe.paint(**{"prompt": "a red star"} | options)
