@@ -105,13 +105,30 @@ def test_this_machine_answers() -> None:
     assert fast_dtype(torch.device("cpu")) in DTYPES.values()
 
 
-def test_freed_memory_is_kept_where_malloc_has_that_option(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("most", "set_to"),
+    [
+        (2**40, {-3: 2**26 + 1, -1: 3 * 2**26}),  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+        (2**25, {-3: 2**25, -1: 3 * 2**26}),  # before glibc 2.35
+        (0, {}),
+    ],
+)
+def test_freed_memory_is_kept_where_malloc_takes_that_option(
+    monkeypatch: pytest.MonkeyPatch, most: int, set_to: dict[int, int]
+) -> None:
     options: dict[int, int] = {}
-    library = SimpleNamespace(mallopt=options.__setitem__)
+
+    def mallopt(option: int, value: int) -> int:
+        if option == -3 and value > most:
+            return 0
+        options[option] = value
+        return 1
+
+    library = SimpleNamespace(mallopt=mallopt)
     monkeypatch.setattr("ctypes.CDLL", lambda name: library)
     monkeypatch.setattr("sys.platform", "linux")
     keep_freed_memory()
-    assert options == {-3: 2**26 + 1, -1: 3 * 2**26}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+    assert options == set_to
     del library.mallopt  # as in musl
     keep_freed_memory()
     monkeypatch.setattr("sys.platform", "darwin")

@@ -466,3 +466,21 @@ def test_the_hub_is_not_imported_for_a_local_folder() -> None:
     program = "import sys; from limner.folders import find_model; find_model('shipped'); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "huggingface_hub" not in done.stdout.split() and "limner.hub" in done.stdout.split()
+
+
+@pytest.mark.parametrize("error", [KeyError("id"), TypeError("no list"), AttributeError("get"), ValueError("bad port")])
+def test_an_answer_that_is_not_the_hub_s_is_one_sentence(error: Exception) -> None:
+    with (
+        pytest.raises(LimnerError, match="does not answer as the Hugging Face hub does: "),
+        hub._explained("a/b", None),
+    ):
+        raise error
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:99999", "http://127.0.0.1:abc"])
+def test_an_endpoint_that_is_no_address_is_one_sentence(endpoint: str, tmp_path: Path) -> None:
+    environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "limner", "download", "owner/tiny"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2
+    assert done.stderr.startswith("limner: ") and "Traceback" not in done.stderr

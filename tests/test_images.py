@@ -78,9 +78,9 @@ def test_transparency_is_composed_on_white() -> None:
     wanted = np.rint(255 + (PIXELS.astype(float) - 255) * 0.2)
     for mode in ("RGBA", "LA"):
         picture = Image.fromarray(alpha).convert(mode)
-        over = wanted if mode == "RGBA" else 255 + (np.asarray(picture)[..., :1].astype(float) - 255) * 0.2
+        over = wanted if mode == "RGBA" else 255 + (np.asarray(picture)[..., 0].astype(float) - 255) * 0.2
         got = read(encoded(picture))
-        assert got.shape == (5, 7, 3)
+        assert got.shape == over.shape
         assert np.abs(got - over).max() <= 1
     palette = Image.fromarray(PIXELS).quantize(4)
     palette.info["transparency"] = palette.getpixel((0, 0))
@@ -133,6 +133,28 @@ def test_a_colour_profile_is_applied() -> None:
     assert np.array_equal(read(encoded(picture, icc_profile=b"no profile")), PIXELS)
 
 
+def test_a_linear_profile_is_applied() -> None:
+    linear = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    at = {bytes(linear[i : i + 4]): i for i in range(132, 132 + 12 * struct.unpack(">I", linear[128:132])[0], 12)}
+    curve = struct.unpack(">I", linear[at[b"rTRC"] + 4 : at[b"rTRC"] + 8])[0]
+    linear[curve : curve + 12] = b"curv" + bytes(8)  # no entries: the identity
+    for tag in (b"rTRC", b"gTRC", b"bTRC"):
+        linear[at[tag] + 4 : at[tag] + 12] = struct.pack(">II", curve, 12)
+    named = bytes(linear).replace("sRGB built-in".encode("utf-16-be"), "sRGB linear!!".encode("utf-16-be"))
+    share = PIXELS / 255.0
+    wanted = 255 * np.where(share <= 0.0031308, 12.92 * share, 1.055 * share ** (1 / 2.4) - 0.055)
+    assert np.abs(read(encoded(Image.fromarray(PIXELS), icc_profile=named)) - wanted).max() <= 2
+
+
+def test_a_tiff_whose_least_value_is_white_is_inverted() -> None:
+    values = np.array([[0, 257, 65535]], np.uint16)
+    data = bytearray(encoded(Image.fromarray(values), "TIFF"))
+    assert read(bytes(data)).tolist() == [[0, 1, 255]]
+    at = data.index(struct.pack("<HHI", 262, 3, 1))
+    data[at + 8 : at + 10] = b"\0\0"
+    assert read(bytes(data)).tolist() == [[255, 254, 0]]
+
+
 def header(width: int, height: int) -> bytes:
     """A PNG that says it is this large."""
     body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
@@ -151,7 +173,10 @@ def header(width: int, height: int) -> bytes:
         (float_tiff(0.0, 1.5), "its values go from 0 to 1.5; expected 0 to 1"),
         (float_tiff(-0.5, 1.0), "its values go from -0.5 to 1; expected 0 to 1"),
         (float_tiff(float("nan")), "its values go from nan to nan; expected 0 to 1"),
-        (encoded(Image.fromarray(np.full((2, 2), 70_000, np.int32)), "TIFF"), "whole numbers of 32 bits have no known"),
+        (
+            encoded(Image.fromarray(np.full((2, 2), 70_000, np.int32)), "TIFF"),
+            "whole numbers that are signed or of 32",
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -169,6 +194,9 @@ def test_a_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("HOME", str(tmp_path))
     Image.fromarray(PIXELS).save(tmp_path / "a.png")
     assert np.array_equal(read("~/a.png"), PIXELS)
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(PIXELS).save(tmp_path / "~nobody.png")
+    assert np.array_equal(read("~nobody.png"), PIXELS)
 
 
 def test_whatever_a_decoder_raises_is_a_broken_picture(monkeypatch: pytest.MonkeyPatch) -> None:

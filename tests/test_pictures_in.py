@@ -172,7 +172,7 @@ def test_without_pasting_the_kept_pixels_went_through_the_autoencoder(four: Side
 
 def test_a_black_mask_gives_the_picture_back_and_says_so(any_model: tuple[Pipeline, int, Image.Image]) -> None:
     pipe, size, picture = any_model
-    with pytest.warns(LimnerWarning, match="the mask has no white: nothing of that picture is repainted"):
+    with pytest.warns(LimnerWarning, match="nothing of the mask is nearer to white than to black at"):
         (drawn,) = paint(pipe, image=picture, mask=Image.new("L", (size, size)))
     assert np.array_equal(drawn, np.asarray(picture))
 
@@ -315,7 +315,9 @@ def test_the_added_pixels_start_from_the_edge(four: Sides) -> None:
     assert np.array_equal(canvas.masks[0], wanted)
 
 
-@pytest.mark.parametrize("text", ["", "left", "left=", "left=-8", "up=8", "left=8;top=8", "left=0", "left=1e3"])
+@pytest.mark.parametrize(
+    "text", ["", "left", "left=", "left=-8", "up=8", "left=8;top=8", "left=0", "left=1e3", "left=8,left=16", "top=8,"]
+)
 def test_an_extension_that_makes_no_sense_is_refused(text: str) -> None:
     with pytest.raises(LimnerError, match="such as left=128,top=64|adds nothing"):
         parse_extend(text)
@@ -388,7 +390,10 @@ def test_turned_noise_is_unit_noise() -> None:
         ({"image": PICTURES[0], "strength": 0.2}, "strength 0.2 runs none of 4 steps; the least is 0.25"),
         ({"mask": MASKS[0]}, "mask needs a picture to repaint: give an image"),
         ({"extend": "left=8"}, "extend needs a picture to repaint: give an image"),
-        ({"image": []}, "no picture was given"),
+        ({"image": []}, "no image was given"),
+        ({"image": ""}, "no image was given"),
+        ({"image": PICTURES[0], "mask": []}, "no mask was given"),
+        ({"num_images": 2**16 + 1}, "65537 pictures are over the most at once, 65536"),
         ({"image": PICTURES}, "2 pictures were given for 1 prompts; give one, or one each"),
         ({"image": PICTURES[0], "mask": MASKS}, "2 masks were given for 1 pictures; give one, or one each"),
         ({"image": 3}, "a picture is a file or a PIL picture, not a int"),
@@ -409,12 +414,51 @@ def test_what_cannot_be_done_is_refused(four: Sides, options: dict[str, Any], me
         paint(four.pipe, **options)
 
 
+def test_pictures_of_other_sizes_in_a_batch_are_told(four: Sides) -> None:
+    with pytest.warns(LimnerWarning, match="the picture of 96x64 is resized to 64x64"):
+        paint(four.pipe, PROMPTS, image=[PICTURES[0], smooth(1, (96, 64))])
+
+
+def test_the_kept_pixels_fade_over_the_feather(four: Sides) -> None:
+    """Between the pasted picture without feather and the original, by the distance to the kept area."""
+    request = {"image": PICTURES[0], "mask": box(16, 0, 64, 64)}
+    (hard,), (soft,) = paint(four.pipe, **request), paint(four.pipe, **request, feather=3)
+    old = np.asarray(PICTURES[0]).astype(float)
+    for distance, weight in ((0, 0.0), (1, 0.25), (2, 0.5), (3, 0.75), (4, 1.0), (9, 1.0)):
+        x = 15 + distance
+        assert np.abs(old[:, x] + weight * (hard[:, x] - old[:, x]) - soft[:, x]).max() <= 1
+    (wide,) = paint(four.pipe, image=PICTURES[0], extend="right=16")
+    (half,) = paint(four.pipe, image=PICTURES[0], extend="right=16", feather=4)  # half of the overlap
+    (none,) = paint(four.pipe, image=PICTURES[0], extend="right=16", feather=0)
+    assert np.array_equal(wide, half) and not np.array_equal(wide, none)
+    with pytest.warns(LimnerWarning, match="the feather is cut to the extension's overlap, 8"):
+        (cut,) = paint(four.pipe, image=PICTURES[0], extend="right=16", feather=64)
+    assert np.array_equal(cut[:, 64:], none[:, 64:])
+
+
+def test_the_default_strengths(pixels: Pipeline) -> None:
+    request = {"image": grey(4), "steps": 10}
+    for more, strength in (({}, 0.8), ({"mask": box(0, 0, 4, 8, (8, 8))}, 1.0), ({"extend": "left=2"}, 1.0)):
+        assert np.array_equal(
+            paint(pixels, **request | more)[0], paint(pixels, **request | more | {"strength": strength})[0]
+        )
+        assert f"Denoising strength: {strength:g}" in pixels.paint("a red star", **request | more).records[0]
+
+
+def test_a_batch_of_pictures_of_torch_s_generator_is_told_apart(four: Sides) -> None:
+    request = {"rng": "torch", "steps": 4, "seed": 5}
+    one = four.pipe.paint(PROMPTS, image=PICTURES[0], **request).records
+    two = four.pipe.paint(PROMPTS, image=[PICTURES[0]] * 2, **request).records
+    assert one != two and all("Init images: 2" in record for record in two)
+
+
 def test_what_has_no_effect_is_told(four: Sides) -> None:
     for options, message in (
+        ({"image": PICTURES[0], "mask": MASKS[0], "paste": False, "feather": 4}, "no effect with pasting off"),
         ({"strength": 0.5}, "the strength has no effect with no picture to start from"),
         ({"feather": 4}, "the feather has no effect with no picture to start from"),
         ({"image": PICTURES[0], "feather": 4}, "the feather has no effect with no mask"),
-        ({"image": PICTURES[0], "mask": smooth(1, (32, 32))}, "the mask of 32x32 is resized to the picture's 64x64"),
+        ({"image": PICTURES[0], "mask": smooth(1, (32, 32))}, "the mask of 32x32 is resized to 64x64"),
     ):
         with pytest.warns(LimnerWarning, match=message):
             paint(four.pipe, **{"width": SIZE, "height": SIZE} | options)
@@ -434,11 +478,13 @@ def test_the_command_line_and_what_it_writes(
     assert "2 of 4 steps" in capsys.readouterr().out
     text = Image.open("a.png").info["parameters"]
     assert "Steps: 4, " in text and "Denoising strength: 0.5" in text and "Init image hash: " in text
-    more = ["--mask", "mask.png", "--feather", "3", "--extend", "top=8", "--no-paste", "-o", "b.png"]
+    more = ["--mask", "mask.png", "--feather", "3", "--extend", "top=8", "-o", "b.png"]
     main([*base, "--init-img", "in.png", *more])
     text = Image.open("b.png").info["parameters"]
-    for entry in ("Denoising strength: 1", "Extend: top=8", "Feather: 3", "Paste: off", "Mask hash: ", "Size: 64x72"):
+    for entry in ("Denoising strength: 1", "Extend: top=8", "Feather: 3", "Mask hash: ", "Size: 64x72"):
         assert entry in text
+    main([*base, "--image", "in.png", "--mask", "mask.png", "--no-paste", "-o", "d.png"])
+    assert "Paste: off" in Image.open("d.png").info["parameters"]
     variation = ["--variation-seed", "8", "--variation-strength", "0.3", "--width", "64", "--height", "64"]
     main([*base, *variation, "-n", "2", "-o", "c/"])
     text = Image.open("c/00001.png").info["parameters"]

@@ -407,18 +407,22 @@ def test_the_command_line_says_what_auto_chose(
 ) -> None:
     common = ["generate", "a cat on a beach", "--model", str(folders.saved), "--steps", "2", "--output"]
     rounded = fast == torch.bfloat16
-    for arguments, is_told, is_recorded in (
-        ([], rounded, rounded), (["--dtype", "auto,vae=float32"], rounded, rounded),
-        (["--dtype", "float32"], False, False), (["--dtype", "bfloat16"], False, True),
+    for arguments, is_told, recorded in (
+        ([], rounded, "bfloat16" if rounded else None),
+        (["--dtype", "auto,vae=float32"], rounded, '"bfloat16,vae=float32"' if rounded else None),
+        (["--dtype", "auto,unet=float32,text_encoder=float32"], rounded, '"float32,vae=bfloat16"' if rounded else None),
+        (["--dtype", "float32"], False, None), (["--dtype", "bfloat16"], False, "bfloat16"),
+        (["--dtype", "float32,vae=bfloat16"], False, '"float32,vae=bfloat16"'),
     ):  # fmt: skip
         file = tmp_path / "out.png"
         main([*common, str(file), *arguments])
         printed = capsys.readouterr().err
-        told = "limner: painting in bfloat16, native on this device; --dtype float32 is exact\n"
-        assert printed == (told if is_told else ""), arguments
+        said = (recorded or "").strip('"')
+        told = f"limner: painting in {said}, --dtype {arguments[1] if arguments else 'auto'}; float32 is exact\n"
+        assert printed.replace(f"limner: {file} is overwritten\n", "") == (told if is_told else ""), arguments
         with Image.open(file) as picture:
             record = picture.info["parameters"]
-        assert ("Precision: bfloat16" in record) == is_recorded and ("Precision" in record) == is_recorded
+        assert (f"Precision: {recorded}, " in record) == ("Precision" in record) == (recorded is not None)
 
 
 def test_the_command_line_takes_the_device_that_is_found(
@@ -449,3 +453,19 @@ def test_the_unets_kernels_are_channels_last_where_that_is_faster(
 ) -> None:
     kernel = Model.open(folders.saved, dtype=dtype).network.conv_in.weight
     assert kernel.is_contiguous(memory_format=torch.channels_last) is channels_last
+
+
+def test_an_index_without_the_network_s_class_opens_it_all_the_same(copy: Path) -> None:
+    index = json.loads((copy / "model_index.json").read_text())
+    for entry in (None, [None, None]):
+        (copy / "model_index.json").write_text(json.dumps(index | {"unet": entry}))
+        assert type(Model.open(copy).network).__name__ == "UNet2DConditionModel"
+
+
+def test_the_pipeline_opens_pickles_if_allowed(copy: Path) -> None:
+    unet = copy / UNET_FILE
+    torch.save(load_file(unet), unet.with_suffix(".bin"))
+    unet.unlink()
+    with pytest.raises(LimnerError, match="allow_pickle=True"):
+        Pipeline.from_pretrained(copy)
+    assert Pipeline.from_pretrained(copy, allow_pickle=True).model.parts().keys() == {"unet", "vae", "text_encoder"}

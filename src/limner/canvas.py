@@ -4,6 +4,7 @@ import hashlib
 import re
 import warnings
 from collections.abc import Sequence
+from os import PathLike
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -79,12 +80,13 @@ def blank_canvas(size: tuple[int, int], channels: int) -> Canvas:
     return Canvas([np.zeros((height, width, channels), np.uint8)], [np.ones((height, width), bool)], [{}], 0)
 
 
-def read_pictures(source: Source | Sequence[Source]) -> list[Image.Image]:
-    """One picture or several. Raises LimnerError for none and for an unreadable one."""
+def read_pictures(source: Source | Sequence[Source], what: str) -> list[Image.Image]:
+    """One picture or several; `what` they are is told in errors. Raises LimnerError for none and for an unreadable
+    one."""
     sources: list[Any] = list(source) if isinstance(source, list | tuple) else [source]
-    if not sources:
-        raise LimnerError("no picture was given")
-    return [read_image(each) for each in sources]
+    if not sources or "" in [each for each in sources if isinstance(each, str)]:
+        raise LimnerError(f"no {what} was given")
+    return [read_image(each, None if isinstance(each, str | PathLike) else f"the {what}") for each in sources]
 
 
 def plan(own: tuple[int, int], width: int | None, height: int | None, extend: str | None, frame: Frame) -> Layout:
@@ -95,7 +97,7 @@ def plan(own: tuple[int, int], width: int | None, height: int | None, extend: st
     """
     size = _fit(own, width, height, frame)
     if size != own:
-        _notice(f"the picture of {own[0]}x{own[1]} is resized to {size[0]}x{size[1]}")
+        _notice_resized("picture", own, size)
     asked = parse_extend(extend)
     margins = [-(-side // frame.multiple) * frame.multiple for side in asked]
     if margins != asked:
@@ -110,16 +112,21 @@ def open_canvas(pictures: Sequence[Image.Image], masks: Sequence[Image.Image], l
     if masks and len(masks) not in (1, len(pictures)):
         raise LimnerError(f"{len(masks)} masks were given for {len(pictures)} pictures; give one, or one each")
     masks = [*masks] * len(pictures) if len(masks) == 1 else masks
+    for size in dict.fromkeys(each.size for each in pictures[1:] if each.size != pictures[0].size):
+        _notice_resized("picture", size, layout.size)
     names: list[dict[str, object]] = [{"Init image hash": _digest(each)} for each in pictures]
     areas = [np.zeros(layout.size[::-1], bool) for _ in pictures]
     for i, mask in enumerate(masks):
         names[i] |= {"Mask hash": _digest(mask)}
-        areas[i] = _area(mask, pictures[i].size, layout.size)
+        areas[i] = _pixels(mask.convert("L"), layout.size, 1)[..., 0] >= 128
+        if mask.size != pictures[i].size:
+            _notice_resized("mask", mask.size, layout.size)
     left, top, right, bottom = layout.margins
     overlap = _overlap(layout, frame) if any(layout.margins) else 0
     areas = [_extended_area(area, layout.margins, overlap) for area in areas] if masks or overlap else []
     if not all(area.any() for area in areas):
-        _notice("the mask has no white: nothing of that picture is repainted")
+        at = f"{layout.size[0]}x{layout.size[1]}"
+        _notice(f"nothing of the mask is nearer to white than to black at {at}: that picture stays as it is")
     padding = ((top, bottom), (left, right), (0, 0))
     pixels = [np.pad(_pixels(each, layout.size, frame.channels), padding, mode="edge") for each in pictures]
     return Canvas(pixels, areas, names, overlap)
@@ -129,9 +136,9 @@ def parse_extend(text: str | None) -> list[int]:
     """ "left=128,top=64" -> pixels to add at the left, top, right and bottom."""
     sides = dict.fromkeys(SIDES, 0)
     for part in text.split(",") if text is not None else ():
-        match = re.fullmatch(r"\s*(left|top|right|bottom)\s*=\s*(\d{1,5})\s*", part)
-        if not match:
-            raise LimnerError(f"cannot extend by {part!r}; expected sides and pixels, such as left=128,top=64")
+        match = re.fullmatch(r"\s*(left|top|right|bottom)\s*=\s*(\d{1,9})\s*", part.lower())
+        if not match or sides[match[1]]:
+            raise LimnerError(f"cannot extend by {part!r}; expected each side once, such as left=128,top=64")
         sides[match[1]] = int(match[2])
     if text is not None and not any(sides.values()):
         raise LimnerError(f"extending by {text!r} adds nothing; give a side more than 0 pixels")
@@ -175,13 +182,6 @@ def _pixels(picture: Image.Image, size: tuple[int, int], channels: int) -> np.nd
     return np.asarray(picture.convert("L" if channels == 1 else "RGB")).reshape(size[1], size[0], channels)
 
 
-def _area(mask: Image.Image, own: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """(H, W), True where the mask, resized, is nearer to white than to black."""
-    if mask.size != own:
-        _notice(f"the mask of {mask.size[0]}x{mask.size[1]} is resized to the picture's {own[0]}x{own[1]}")
-    return _pixels(mask.convert("L"), size, 1)[..., 0] >= 128
-
-
 def _extended_area(area: np.ndarray, margins: tuple[int, int, int, int], overlap: int) -> np.ndarray:
     """The mask with its margins True, and `overlap` pixels of the picture at each side that has one."""
     left, top, right, bottom = (overlap if margin else 0 for margin in margins)
@@ -209,6 +209,10 @@ def _digest(picture: Image.Image) -> str:
     """The first ten hexadecimal digits of the SHA-256 of the size, mode and pixels."""
     header = f"{picture.mode} {picture.width}x{picture.height}\n".encode()
     return hashlib.sha256(header + picture.tobytes()).hexdigest()[:10]
+
+
+def _notice_resized(what: str, own: tuple[int, int], size: tuple[int, int]) -> None:
+    _notice(f"the {what} of {own[0]}x{own[1]} is resized to {size[0]}x{size[1]}")
 
 
 def _notice(text: str) -> None:

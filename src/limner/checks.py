@@ -22,7 +22,7 @@ def as_number(name: str, value: Any) -> float:
     """A real number of any library, but NaN, as a float. Raises LimnerError for anything else, bools among it."""
     try:
         if isinstance(value, numbers.Real) and not isinstance(value, bool) and not math.isnan(value):
-            return float(value)
+            return float(value) + 0.0  # -0.0 is 0.0
     except OverflowError:  # an integer beyond 1e308
         pass
     raise LimnerError(f"{name} must be a number, not {value!r:.60}")

@@ -33,8 +33,8 @@ def keep_freed_memory() -> None:
     A step of Stable Diffusion at 512x512 spends a tenth of its time on fresh pages without it.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 2**26 + 1)
+    # Older versions take at most 32 MiB. Either option ends malloc's own adjustment, so the second needs the first.
+    if mallopt is not None and (mallopt(M_MMAP_THRESHOLD, 2**26 + 1) or mallopt(M_MMAP_THRESHOLD, 2**25)):
         mallopt(M_TRIM_THRESHOLD, 3 * 2**26)
 
 

@@ -19,7 +19,7 @@ class Family(NamedTuple):
     """`network` is the folder of the denoising network, `encoders` the hidden states used of each text encoder,
     `combine` joins those states into one condition, `defaults` are the sampling settings of last resort, and with
     `tolerates_bf16` the dtype "auto" is bfloat16 where that is native. `picture` is the condition of networks that are
-    given a picture and its mask."""
+    given a picture and its mask, `network_class` the class of a network that the model's index does not list."""
 
     network: str
     encoders: tuple[Reads, ...]
@@ -27,6 +27,7 @@ class Family(NamedTuple):
     defaults: dict[str, Any]
     tolerates_bf16: bool = False
     picture: Picture | None = None
+    network_class: str = "DiT"
 
 
 def masked_picture(encode: Callable[[Tensor], Tensor], picture: Tensor, mask: Tensor, latent_mask: Tensor) -> Condition:
@@ -43,6 +44,7 @@ STABLE_DIFFUSION = Family(
     {"steps": 50, "guidance_scale": 7.5},
     tolerates_bf16=True,
     picture=masked_picture,
+    network_class="UNet2DConditionModel",
 )
 # Keyed by (_class_name in model_index.json, kind of condition).
 FAMILIES: dict[tuple[str, str], Family] = {

@@ -68,6 +68,10 @@ def find_model(source: str | Path | None) -> Path:
         return folder
     if not folder.exists():
         raise LimnerError(f"no model at {folder}: give a model folder or a training run, or leave --model out")
+    if folder.is_file():
+        raise LimnerError(
+            f"{folder} is a single file; limner opens folders in diffusers' layout, not such checkpoints yet"
+        )
     saved = checkpoints(folder)
     if not saved:
         raise LimnerError(f"{folder} is not a model: it holds neither model_index.json nor a checkpoint-<step> folder")

@@ -37,6 +37,10 @@ REASONS = {  # by the name of the exception's class or of the nearest of its bas
     "UserWarning": "{error} Free some, or set HF_HOME to a folder on a larger disk",
     "OSError": "cannot download {repo} to {cache}: {error}",
     "RuntimeError": "cannot download {repo} to {cache}: {error}",
+    "TooManyRedirects": "{endpoint} does not answer as the Hugging Face hub does: {error}",
+    "LookupError": "{endpoint} does not answer as the Hugging Face hub does: {error}",
+    "TypeError": "{endpoint} does not answer as the Hugging Face hub does: {error}",
+    "AttributeError": "{endpoint} does not answer as the Hugging Face hub does: {error}",
     "ValueError": "{endpoint} does not answer as the Hugging Face hub does: {error}",
 }
 
@@ -79,10 +83,10 @@ def download(name: str, allow_pickle: bool = False) -> Path:
 
     Raises LimnerError, before any weights are fetched, for a part without weights or with pickles if not allowed.
     """
-    from huggingface_hub import HfApi, constants, hf_hub_download
-
     repo, revision = _split(name)
     with _explained(repo, revision):
+        from huggingface_hub import HfApi, constants, hf_hub_download  # parses HF_ENDPOINT
+
         timeout: Any = (3, *[constants.HF_HUB_ETAG_TIMEOUT] * 3)  # connect (to each address), read, write, pool
         siblings = HfApi().model_info(repo, revision=revision, timeout=timeout).siblings  # a request without retries
         names = [sibling.rfilename for sibling in siblings or ()]

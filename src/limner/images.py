@@ -12,6 +12,7 @@ from limner.errors import BrokenPicture, LimnerError
 
 MAX_PIXELS = 2**27  # of a picture that is read; larger ones are refused before they are decoded
 ORIENTATION = 0x0112  # the EXIF tag
+PHOTOMETRIC = 262  # the TIFF tag; 0: the least value is white
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
@@ -34,7 +35,7 @@ def read_image(source: Source, name: str | None = None) -> Image.Image:
     try:
         if isinstance(source, Image.Image):
             return _decode(source)
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else Path(source).expanduser()) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else _expand(Path(source))) as image:
             return _decode(image)
     except FileNotFoundError as error:
         raise BrokenPicture(f"{name} cannot be read as a picture: there is no such file") from error
@@ -48,20 +49,27 @@ def read_image(source: Source, name: str | None = None) -> Image.Image:
         raise BrokenPicture(f"{name} cannot be read as a picture: {str(error) or type(error).__name__}") from error
 
 
+def _expand(path: Path) -> Path:
+    """The path, where it is none with ~ for the user's home."""
+    return path if path.exists() else path.expanduser()
+
+
 def _decode(image: Image.Image) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"it has more than {MAX_PIXELS} pixels")
     image.load()
     orientation, profile = _orientation(image), image.info.get("icc_profile")  # TIFF is turned when it is loaded
+    inverted = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0
     if orientation in UPRIGHT:
         image = image.transpose(UPRIGHT[orientation])
     if image.mode == "F" or image.mode.startswith("I"):
-        image = _grey(image)
+        image = _grey(image, inverted)
     elif image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
+        opaque = "L" if image.mode in ("L", "LA") else "RGB"
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert(opaque)
     elif image.mode not in ("L", "RGB", "CMYK"):
         image = image.convert("L" if image.mode == "1" else "RGB")
-    if profile and image.mode != "L":
+    if profile:
         image = _to_srgb(image, profile)
     image = image.convert("RGB") if image.mode == "CMYK" else image.copy()
     image.info = {}  # an orientation or profile that is applied already
@@ -76,25 +84,27 @@ def _orientation(image: Image.Image) -> int | None:
         return None
 
 
-def _grey(image: Image.Image) -> Image.Image:
+def _grey(image: Image.Image, inverted: bool) -> Image.Image:
     """One channel of 16 bits, or of floating point from 0 to 1, scaled to 8 bits."""
     values = np.asarray(image)
     if image.mode == "I" and image.format not in ("PNG", "PPM"):  # where it holds 16 bits
-        raise ValueError("whole numbers of 32 bits have no known white; save it with 8 or 16 bits")
+        raise ValueError("whole numbers that are signed or of 32 bits have no known white; save it with 8 or 16 bits")
     white = 1.0 if image.mode == "F" else 65535.0
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= white):  # NaN fails both
         raise ValueError(f"its values go from {low:g} to {high:g}; expected 0 to {white:g}")
-    return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
+    return Image.fromarray(np.rint((white - values if inverted else values) * (255 / white)).astype(np.uint8))
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """RGB or CMYK of a colour profile -> sRGB; unchanged where the profile is sRGB's or does not fit."""
+    """Grey, RGB or CMYK of a colour profile -> sRGB; unchanged where the profile is sRGB's or does not fit."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "sRGB" in ImageCms.getProfileDescription(source):
+        name = ImageCms.getProfileDescription(source)
+        if name.startswith("sRGB") and "linear" not in name.lower():
             return image
-        return ImageCms.profileToProfile(image, source, _srgb(), outputMode="RGB") or image
+        converted = ImageCms.profileToProfile(image, source, _srgb(), outputMode="RGB") or image
+        return converted.convert("L") if image.mode == "L" else converted
     except (ImageCms.PyCMSError, OSError):
         return image
 

@@ -61,7 +61,7 @@ class Model:
         auto = fast_dtype(where) if row.tolerates_bf16 else torch.float32
         parts = Parts(folder, index, dtypes_of(dtype, auto, _part_names(row, index)), allow_pickle)
         model = cls(
-            parts.open(row.network, "DiT", Network),
+            parts.open(row.network, row.network_class, Network),
             _open_conditioner(parts, row),
             read_json(folder / "scheduler/scheduler_config.json"),
             parts.open("vae", "AutoencoderKL", AutoencoderKL) if "vae" in index.parts else None,
@@ -114,6 +114,15 @@ class Model:
     def dtype(self) -> torch.dtype:
         """The dtype of the network's weights, in which it computes."""
         return next(self.network.parameters()).dtype
+
+    @property
+    def precision(self) -> str:
+        """The network's dtype, then that of each part with another, as `open` takes them: "bfloat16,vae=float32"."""
+        own = str(self.dtype).removeprefix("torch.")
+        dtypes = {
+            name: str(next(part.parameters()).dtype).removeprefix("torch.") for name, part in self.parts().items()
+        }
+        return ",".join([own, *(f"{name}={dtype}" for name, dtype in dtypes.items() if dtype != own)])
 
     @property
     def factor(self) -> int:

@@ -1,5 +1,6 @@
 """Pipeline: prompts, pictures and masks in, pictures out, each with its generation parameters."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,7 @@ from torch import Tensor
 from limner.canvas import Canvas, Frame, blank_canvas, open_canvas, plan, read_pictures
 from limner.checks import as_text, as_whole
 from limner.denoise import Denoise, Denoiser, cfg, clip, interval
-from limner.errors import LimnerError, unknown, warn_no_effect
+from limner.errors import LimnerError, LimnerWarning, unknown, warn_no_effect
 from limner.images import Source
 from limner.model import Model
 from limner.nets.network import take
@@ -28,6 +29,7 @@ from limner.text.conditioner import Ask
 from limner.weights.load import check_finite
 
 MAX_PIXELS = 2**26
+MAX_PICTURES = 2**16  # of one call
 
 
 class Progress(NamedTuple):
@@ -58,10 +60,14 @@ class Pipeline:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path | None = None, device: str = "cpu", dtype: str = "float32"
+        cls,
+        source: str | Path | None = None,
+        device: str = "cpu",
+        dtype: str = "float32",
+        allow_pickle: bool = False,
     ) -> "Pipeline":
         """`Model.open` as a pipeline: a model folder, a training run or, with None, the shipped model."""
-        return cls(Model.open(source, device, dtype))
+        return cls(Model.open(source, device, dtype, allow_pickle))
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write a folder that `from_pretrained` can load; `dtype` converts the saved weights."""
@@ -114,6 +120,8 @@ class Pipeline:
         if num_images < 1:
             raise LimnerError(f"the number of pictures must be at least 1, not {num_images}")
         negative_prompt = None if negative_prompt is None else as_text("negative_prompt", negative_prompt)
+        if len(asked) * num_images > MAX_PICTURES:
+            raise LimnerError(f"{len(asked) * num_images} pictures are over the most at once, {MAX_PICTURES}")
         prompts = [p for p in asked for _ in range(num_images)]
         canvas, settings = self._canvas(image, mask, settings, len(asked))
         schedule, scale = self.resolve(settings)
@@ -124,11 +132,12 @@ class Pipeline:
             warn_no_effect(reason, guidance_rescale=settings.guidance_rescale,
                            guidance_interval=settings.guidance_interval, negative_prompt=negative_prompt)  # fmt: skip
             negative_prompt, settings = None, replace(settings, guidance_rescale=0.0, guidance_interval=None)
-        precision = str(self.model.dtype).removeprefix("torch.")
-        entries = settings_entries(settings, schedule, scale, size, self.model.name, precision)
+        entries = settings_entries(settings, schedule, scale, size, self.model.name, self.model.precision)
         start, schedule = self._start(canvas, size, schedule, settings.strength, draws)
         denoise = self._denoise(prompts, negative_prompt, scale, schedule, settings, start)
         names = [{}] if canvas is None else canvas.names
+        if settings.rng == "torch" and len(names) > 1:  # each draws a posterior of its own
+            entries["Init images"] = len(names)
         records = [
             parameters_text(p, negative_prompt or "", entries | each | names[k * len(names) // len(prompts)])
             for k, (p, each) in enumerate(zip(prompts, seeds, strict=True))
@@ -150,7 +159,8 @@ class Pipeline:
                     raise LimnerError(f"{name} needs a picture to repaint: give an image")
             warn_no_effect("no picture to start from", strength=settings.strength, feather=settings.feather)
             return None, replace(settings, strength=None, feather=None, paste=True)
-        pictures, masks = read_pictures(image), [] if mask is None else read_pictures(mask)
+        pictures = read_pictures(image, "image")
+        masks = [] if mask is None else read_pictures(mask, "mask")
         if len(pictures) not in (1, prompts):
             raise LimnerError(f"{len(pictures)} pictures were given for {prompts} prompts; give one, or one each")
         frame = Frame(self.model.network.multiple * self.model.factor, self.model.size, self.model.channels)
@@ -158,11 +168,17 @@ class Pipeline:
         settings = replace(settings, width=layout.painted[0], height=layout.painted[1])
         self._size(settings)
         canvas = open_canvas(pictures, masks, layout, frame)
-        masked = bool(canvas.masks)
-        if not masked:
-            warn_no_effect("no mask", feather=settings.feather)
+        masked, pastes = bool(canvas.masks), settings.paste and bool(canvas.masks)
+        if not pastes:
+            warn_no_effect("pasting off" if masked else "no mask", feather=settings.feather)
         strength = settings.strength if settings.strength is not None else 1.0 if masked else 0.8
-        feather = settings.feather if settings.feather is not None else canvas.overlap // 2
+        feather = (settings.feather if settings.feather is not None else canvas.overlap // 2) if pastes else None
+        if canvas.overlap and feather and feather > canvas.overlap:
+            warnings.warn(
+                f"the feather is cut to the extension's overlap, {canvas.overlap}", LimnerWarning, stacklevel=3
+            )
+            feather = canvas.overlap
+        strength = strength if canvas.repaints else 0.0
         return canvas, replace(settings, strength=strength, feather=feather, paste=settings.paste or not masked)
 
     def _start(
@@ -173,9 +189,8 @@ class Pipeline:
             if not self.model.network.concat_channels:
                 return start_from_noise(schedule, draws), schedule
             canvas, strength = blank_canvas(size, self.model.channels), 1.0
-        strength = strength if strength is not None and canvas.repaints else 0.0
-        schedule = schedule.cut(strength)
-        return start_from_picture(self.model, canvas, schedule, strength, draws), schedule
+        schedule = schedule.cut(strength or 0.0)
+        return start_from_picture(self.model, canvas, schedule, strength or 0.0, draws), schedule
 
     def resolve(self, settings: Settings) -> tuple[Schedule, float]:
         """The schedule and the guidance scale, the model's defaults filled in."""

@@ -48,7 +48,7 @@ class Schedule(NamedTuple):
         steps = len(self.grid) - 1
         kept = int(steps * strength)
         if not kept and strength:
-            least = math.ceil(1e4 / steps) / 1e4
+            least = math.ceil(1e6 / steps) / 1e6
             raise LimnerError(f"strength {strength:g} runs none of {steps} steps; the least is {least:g}")
         return self._replace(grid=self.grid[steps - kept :])
 

@@ -94,8 +94,6 @@ def run(arguments: list[str]) -> None:
 
 def _open(args: Any, prompts: list[str]) -> "Pipeline":
     """The pipeline that the arguments name; says which dtype "auto" chose, if it is not the exact one."""
-    import torch
-
     from limner.model import Model
     from limner.pipeline import Pipeline
 
@@ -105,9 +103,8 @@ def _open(args: Any, prompts: list[str]) -> "Pipeline":
         return Pipeline(open_untrained(args.model, prompts, args.device, args.dtype))
     _check_no_recipe(args.model)
     model = Model.open(args.model, args.device, args.dtype, args.allow_pickle)
-    if "auto" in args.dtype and model.dtype != torch.float32:
-        name = str(model.dtype).removeprefix("torch.")
-        print(f"limner: painting in {name}, native on this device; --dtype float32 is exact", file=sys.stderr)
+    if "auto" in args.dtype and model.precision != "float32":
+        print(f"limner: painting in {model.precision}, --dtype {args.dtype}; float32 is exact", file=sys.stderr)
     return Pipeline(model)
 
 

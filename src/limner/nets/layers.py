@@ -139,7 +139,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         double = (2 * x.shape[2], 2 * x.shape[3])
-        large = x[0].numel() >= (2**19 if x.dtype == torch.float32 else 2**23)
+        large = x.shape[1:].numel() >= (2**19 if x.dtype == torch.float32 else 2**23)
         if x.device.type == "cpu" and large and (size or double) == double:
             return self._double(x)
         return self.conv(F.interpolate(x, size=size or double, mode="nearest"))

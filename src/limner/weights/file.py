@@ -116,7 +116,14 @@ def _diagnosis(path: Path) -> str:
     for first, what in PICKLE_SIGNATURES.items():
         if start.startswith(first):
             return CUT_SHORT if pickled else f"{what}, {PICKLE_ADVICE}, named .bin"
-    return next((what for first, what in FILE_SIGNATURES.items() if start.lstrip().startswith(first)), CUT_SHORT)
+    return next(
+        (
+            what
+            for first, what in FILE_SIGNATURES.items()
+            if start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(first)
+        ),
+        CUT_SHORT,
+    )
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
