@@ -12,6 +12,7 @@ from PIL import Image
 from limner.cli import main
 from limner.cli.output import open_output
 from limner.errors import LimnerError, LimnerWarning
+from limner.evaluate.report import load_prompts
 from limner.picture import save
 
 LIMNER = [sys.executable, "-m", "limner"]
@@ -71,6 +72,12 @@ def test_an_output_that_cannot_be_written_is_told_before_painting(tmp_path: Path
     assert [file.name for file in tmp_path.iterdir()] == ["file.png"]
 
 
+def test_trying_an_output_leaves_nothing_behind(tmp_path: Path) -> None:
+    open_output(f"{tmp_path}/a/b/c.png")
+    open_output(f"{tmp_path}/d/")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_output_is_opened_before_the_model(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([*QUICK, "-m", "no/such/model", "-o", "/proc/no/a.png"])
@@ -80,7 +87,7 @@ def test_the_output_is_opened_before_the_model(capsys: pytest.CaptureFixture[str
 def test_home_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert open_output("~/x.png").path == tmp_path / "x.png"
-    with pytest.raises(LimnerError, match="--output ~nosuchuser/x.png: "):
+    with pytest.raises(LimnerError, match="~nosuchuser/x.png: "):
         open_output("~nosuchuser/x.png")
 
 
@@ -122,3 +129,41 @@ def test_no_memory_is_one_sentence(
     monkeypatch.setattr("limner.cli.generate.run", lambda arguments: int("x"))
     with pytest.raises(ValueError, match="invalid literal"):
         main(["generate"])
+
+
+def test_a_run_s_output_is_tried_before_its_data_are_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for output in (f"{tmp_path}/file", f"{tmp_path}/file/x", "/proc/x"):
+        with pytest.raises(SystemExit):
+            main(["train", "mnist-unconditional", "--data.path", f"{tmp_path}/nothing", "--output", output])
+        assert f"limner: cannot write {output}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "mnist-unconditional", "--seed", "9" * 23], "seed must be below 2"),
+        (["train", "mnist-unconditional", "--data.path", "~nosuchuser/x"], "~nosuchuser/x: "),
+        (["train", "mnist-unconditional", "--output", "~nosuchuser/x"], "~nosuchuser/x: "),
+        (["generate", "x", "--device", "meta"], "device 'meta' cannot be used here (it holds no numbers)"),
+        (["generate", "x", "-n", "99999999999"], "99999999999 pictures are over the most at once"),
+        (["generate", "x", "-m", "~nosuchuser/x"], "~nosuchuser/x: "),
+    ],
+)
+def test_an_option_is_named(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_file_of_prompts_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a red star\n", encoding="utf-8-sig")
+    assert [each.prompt for each in load_prompts(str(tmp_path / "prompts.txt"), 5)] == ["a red star"]

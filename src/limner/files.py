@@ -30,13 +30,21 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def expand(path: str | Path) -> Path:
+    """The path, where it is none with ~ for a home folder. Raises LimnerError for a user that is not known."""
+    try:
+        return Path(path) if Path(path).exists() else Path(path).expanduser()
+    except (RuntimeError, OSError, ValueError) as error:
+        raise LimnerError(f"{path}: {error}") from error
+
+
 def check_writable(path: Path) -> None:
-    """Raises LimnerError unless a file can be created at `path`; its folder is made."""
+    """Raises LimnerError unless a file can be created at `path`, or in the nearest folder above it that exists."""
     if path.is_dir():
         raise LimnerError(f"cannot write {path}: it is a folder")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = next(each for each in path.absolute().parents if each.exists())
+        temporary = folder / f".{path.name}.{os.getpid()}"
         temporary.touch()
         temporary.unlink()
     except OSError as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 from limner import hub
 from limner.errors import LimnerError
-from limner.files import check_range, check_types, from_entries
+from limner.files import check_range, check_types, expand, from_entries
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 
@@ -92,7 +92,7 @@ def find_part(source: str | Path, part: str) -> Path | None:
 
 def _folder(source: str | Path | None) -> Path:
     """The folder that `source` names: a path, else a model of the hub, in its cache; the shipped model for None."""
-    folder = PRETRAINED if source in (None, "shipped") else Path(source)
+    folder = PRETRAINED if source in (None, "shipped") else expand(source)
     return hub.find(str(source)) if hub.is_name(str(source)) and not folder.exists() else folder
 
 

@@ -1,7 +1,6 @@
 """limner data: write a procedural dataset to disk."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from limner.errors import LimnerError, unknown
 
@@ -30,6 +29,7 @@ def run(arguments: list[str]) -> None:
     if args.size < 16:
         raise LimnerError(f"--size must be at least 16 pixels, not {args.size}")
     from limner.data.world import write_folder
+    from limner.files import expand
 
-    write_folder(Path(args.out), args.count, args.size, args.seed)
+    write_folder(expand(args.out), args.count, args.size, args.seed)
     print(f"{args.out}: {args.count} pictures, metadata.jsonl")

@@ -1,7 +1,6 @@
 """limner evaluate: grade a model on the captioned world."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 from limner.cli.tables import new_table, print_table
@@ -46,7 +45,7 @@ def run(arguments: list[str]) -> None:
         raise LimnerError(usage)
     args = _arguments(arguments[1:])
     from limner.evaluate import report
-    from limner.files import write_json
+    from limner.files import expand, write_json
     from limner.picture import save, sheet, to_ansi
     from limner.pipeline import Pipeline
     from limner.world import MIN_SIDE
@@ -57,7 +56,7 @@ def run(arguments: list[str]) -> None:
     if min(args.settings.width or size, args.settings.height or size) < MIN_SIDE:
         raise LimnerError(f"{name} paints {size}x{size}; pictures are judged from {MIN_SIDE} pixels on")
     result = report.evaluate(pipe, prompts, seed=args.seed, **vars(args.settings))
-    output = Path(args.output)
+    output = expand(args.output)
     write_json(output / "grade.json", result.to_dict())
     save(result.sheet(), output / "sheet.png")
     if args.show:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from limner.errors import LimnerError
-from limner.files import check_writable
+from limner.files import check_writable, expand
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,10 +44,7 @@ def open_output(text: str) -> Output:
 
     if not text:
         raise LimnerError("--output is empty; give a file such as out.png, or a folder ending in /")
-    try:
-        path = Path(text).expanduser()
-    except RuntimeError as error:
-        raise LimnerError(f"--output {text}: {error}") from error
+    path = expand(text)
     folder = text.endswith("/") or path.is_dir()
     if not folder:
         image_format(path)

@@ -11,6 +11,7 @@ from limner.data.collection import Collection
 from limner.data.mixture import Mixture
 from limner.data.pictures import Pictures
 from limner.errors import LimnerError, unknown
+from limner.files import expand
 
 HUB_NAMES = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
 NAMES = ("world", *HUB_NAMES)
@@ -44,7 +45,7 @@ def open_source(config: Source, captions: bool = True) -> Collection:
     """
     if config.path is None:
         return _named(config, captions)
-    path = Path(config.path).expanduser()
+    path = expand(config.path)
     if not path.exists():
         raise LimnerError(f"--data.path {config.path}: there is no such file or folder")
     files = [path] if path.is_file() else sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))
@@ -75,7 +76,7 @@ def _mixture(config: Source, captions: bool) -> Collection:
             raise LimnerError(f"{entry!r} in the mixture {config.name!r} is not NAME=WEIGHT") from None
         if not 0 < weights[-1] <= 1:
             raise LimnerError(f"the weight of {name} must be over 0 and at most 1, not {weight}")
-        path = name if name not in NAMES and Path(name).expanduser().exists() else None
+        path = name if name not in NAMES and expand(name).exists() else None
         parts.append(open_source(replace(config, name=name, path=path), captions))
     if abs(sum(weights) - 1) > 1e-6:
         raise LimnerError(f"the weights of {config.name!r} sum to {sum(weights):g}; they must sum to 1")

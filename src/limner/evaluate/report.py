@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from limner.errors import LimnerError, unknown
+from limner.files import expand
 from limner.world import KINDS, NotUnderstood, Scene, Verdict, grade, held_out, parse, prompts
 
 if TYPE_CHECKING:
@@ -136,11 +136,11 @@ def load_prompts(name: str, n: int, seed: int = 0) -> list[EvalPrompt]:
             if not (out and kind == "places")  # two places hold nothing out that one object does not
             for prompt, scene in prompts(kind, n, out, seed)
         ]
-    path = Path(name)
+    path = expand(name)
     if not path.is_file():
         raise LimnerError(f"{unknown('prompt set', name, SETS)}; or a file with a prompt on each line")
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise LimnerError(f"{path} is not UTF-8 text: {error}") from error
     if not lines:

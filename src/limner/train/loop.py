@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from limner.data.batches import Batches, BrokenCount
 from limner.data.captions import few
 from limner.data.sources import open_source
 from limner.errors import LimnerError
+from limner.files import check_writable, expand
 from limner.picture import save as save_picture
 from limner.train import checkpoint
 from limner.train.loss import check_finite
@@ -117,7 +119,8 @@ class Trainer:
     """One run of a recipe. `Trainer(recipe).prepare().run()` trains to the end and returns the finished model."""
 
     def __init__(self, recipe: Run, resume: str | None = None, console: Console | None = None) -> None:
-        self.recipe, self.output = recipe, Path(recipe.output)
+        self.output = expand(recipe.output)
+        self.recipe = recipe if self.output == Path(recipe.output) else replace(recipe, output=str(self.output))
         self.console = console or Console(stderr=True, highlight=False)
         self.start = checkpoint.find(self.output, resume)
         self.accelerator = make_accelerator(recipe.precision, recipe.unused_parameters)
@@ -127,6 +130,7 @@ class Trainer:
     def prepare(self) -> "Trainer":
         """Open the data, build the task and its optimiser, and restore the checkpoint to resume."""
         recipe = self.recipe
+        check_writable(self.output / "checkpoint")  # before the data is opened
         if recipe.precision != self.accelerator.mixed_precision:
             self.log(f"this device has no {recipe.precision}: training in float32")
         pictures = open_source(recipe.data, captions=recipe.captions)

@@ -102,6 +102,8 @@ class Run:
         least = {"size": 1, "steps": 1, "batch_size": 1, "log_every": 1, "seed": 0, "warmup": 0,
                  "workers": 0, "save_every": 0, "sample_every": 0, "keep": 0, "weight_decay": 0}  # fmt: skip
         check_min(self, least)
+        if self.seed >= 2**64:
+            raise LimnerError(f"seed must be below 2^64, not {self.seed}")
         check_fraction(self, "ema")
         for name in ("lr", "clip"):
             if not 0 < getattr(self, name) < float("inf"):
