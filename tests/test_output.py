@@ -145,7 +145,7 @@ def test_a_run_s_output_is_tried_before_its_data_are_opened(tmp_path: Path, caps
         (["train", "mnist-unconditional", "--seed", "9" * 23], "seed must be below 2"),
         (["train", "mnist-unconditional", "--data.path", "~nosuchuser/x"], "~nosuchuser/x: "),
         (["train", "mnist-unconditional", "--output", "~nosuchuser/x"], "~nosuchuser/x: "),
-        (["generate", "x", "--device", "meta"], "device 'meta' cannot be used here (it holds no numbers)"),
+        (["generate", "x", "--device", "meta"], "nothing can be painted on the device 'meta'"),
         (["generate", "x", "-n", "99999999999"], "99999999999 pictures are over the most at once"),
         (["generate", "x", "-m", "~nosuchuser/x"], "~nosuchuser/x: "),
     ],

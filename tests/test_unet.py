@@ -317,7 +317,8 @@ def test_entries_that_cannot_be_used(entries: dict[str, Any], message: str) -> N
         ({}, 24, 0, None),
         ({}, 32, 0, "cross_attention_dim is 24, but the text encoder's states have 32"),
         ({}, 24, 3, "a UNet takes no class names"),
-        ({"in_channels": 9}, 24, 0, "the UNet takes 9 channels and gives 4"),
+        ({"in_channels": 9}, 24, 0, None),
+        ({"in_channels": 8}, 24, 0, "the UNet takes 8 channels and gives 4"),
         ({"out_channels": 8}, 24, 0, "the UNet takes 4 channels and gives 8"),
     ],
 )

@@ -56,6 +56,8 @@ class Pipeline:
     """Text-to-image generation with a model: `Pipeline.from_pretrained(folder)("a handwritten seven")`."""
 
     def __init__(self, model: Model) -> None:
+        if model.device.type == "meta":
+            raise LimnerError("nothing can be painted on the device 'meta', which holds no numbers; try --device cpu")
         self.model = model
 
     @classmethod
