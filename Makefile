@@ -15,7 +15,7 @@ help:
 	@echo "make demo    install, then paint a sheet with the shipped model, graded, and show it"
 	@echo "make test    install, then run the tests (under 4 minutes on two cores)"
 	@echo "make check   format, lint, types and the import rule"
-	@echo "make parity  install, then compare with diffusers and transformers, at full size too (a quarter of an hour)"
+	@echo "make parity  install, then compare with diffusers and transformers, at full size too (some twenty minutes)"
 	@echo "make fuzz    install, then open 5,000 damaged model folders"
 	@echo "make mutants install, then put 200 faults into the wiring and see which the tests miss (half an hour)"
 	@echo "make bench   install, then measure training and sampling against diffusers"
