@@ -14,7 +14,7 @@ from limner.data.sources import Source, open_source
 from limner.errors import LimnerError, LimnerWarning
 from limner.nets.configs import DiTConfig
 from limner.pipeline import Pipeline
-from limner.train.recipe import Recipe, TextRecipe
+from limner.train.recipe import Recipe, TextRecipe, load_recipe
 from limner.train.setup import make_model
 from limner.train.untrained import CLASS_NAMES, denoiser_recipes, describe, make_untrained, open_untrained
 
@@ -176,7 +176,6 @@ def test_the_training_extra_is_not_needed(monkeypatch: pytest.MonkeyPatch, tmp_p
         (["a", "--random", "--model", "world-text"], "the recipe world-text trains no denoiser"),
         (["seven", "--random", "--model", "mnist-class"], "unknown class 'seven'. Known: 0, 1, 2"),
         (["a", "--random", "--model", "mnist-dit"], "this model reads no text"),
-        (["a", "--random", "--model", "world-quick"], "no text encoder at runs/world-text"),
         (
             ["a", "--model", "world"],
             "no model at world: it is a recipe; train it (limner train world), or paint with its random weights (--ran",
@@ -202,3 +201,14 @@ def test_a_model_folder_with_the_name_of_a_recipe_is_opened(
     monkeypatch.chdir(tmp_path)
     Path("world").mkdir()
     assert "world is not a model: it holds neither" in refused(capsys, "a", "--model", "world")
+
+
+def test_a_recipe_whose_text_encoder_is_not_trained_yet_takes_an_untrained_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)  # no runs here
+    main(["generate", "a red star", "--model", "world-quick", "--random", "--steps", "1", "-o", "a.png"])
+    assert Image.open("a.png").size == (64, 64)
+    text = load_recipe("world-text")[0].text
+    (encoder,) = open_untrained("world-quick").conditioner.encoders
+    assert encoder.tokenizer.length == text.length and encoder.width == text.hidden_size

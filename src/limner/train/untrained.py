@@ -13,8 +13,9 @@ from limner.data.pictures import Pictures
 from limner.data.sources import Source, open_source
 from limner.devices import dtypes_of, find_device
 from limner.errors import LimnerError, LimnerWarning, unknown
+from limner.folders import find_part
 from limner.model import Model
-from limner.train.recipe import Recipe, load_recipe, recipe_names
+from limner.train.recipe import ContrastiveRecipe, Recipe, load_recipe, recipe_names
 from limner.train.setup import make_model
 
 # The class names of the data sets of the Hub that captions are made for.
@@ -39,10 +40,20 @@ def open_untrained(
 def make_untrained(recipe: Recipe, prompts: Sequence[str]) -> Model:
     """The untrained model of `recipe`, frozen; `prompts` stand in for what only its data could tell."""
     described = Pictures([], "") if recipe.condition == "none" else describe(recipe.data, prompts)
-    model = make_model(recipe, described)
+    model = make_model(_with_text(recipe), described)
     for part in model.parts().values():
         part.eval().requires_grad_(False)
     return model
+
+
+def _with_text(recipe: Recipe) -> Recipe:
+    """The recipe, with the untrained text encoder of the recipe whose run it would take, if that run is not there."""
+    wanted = recipe.text.pretrained
+    if wanted is None or find_part(wanted, "text_encoder") is not None:
+        return recipe
+    runs = (load_recipe(name)[0] for name in recipe_names())
+    maker = next((run for run in runs if isinstance(run, ContrastiveRecipe) and run.output == wanted), None)
+    return recipe if maker is None else replace(recipe, text=replace(maker.text, learned_null=recipe.text.learned_null))
 
 
 def describe(source: Source, prompts: Sequence[str]) -> Collection:
