@@ -438,3 +438,46 @@ def test_the_package_datasets_is_needed_for_parquet_and_the_hub_alone(colours, t
     for source in (Source("mnist"), Source("owner/name"), Source(path=str(tmp_path))):
         with pytest.raises(LimnerError, match=r"need datasets; install it with: pip install 'limner\[train\]'"):
             open_source(source)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("metadata.csv", "file_name,text\n0.png,a red cat, sitting, on a mat\n", "line 2: more fields than columns"),
+        ("metadata.csv", 'file_name,text\n0.png,"a red cat\n', "line 2: unexpected end of data"),
+        ("metadata.csv", f"file_name,text\n0.png,{'a' * 140_000}\n", "line 2: field larger than field limit"),
+        ("metadata.jsonl", '{"file_name": "0.png", "text": "red \\ud83d"}\n', "line 1: a caption holds half of a surr"),
+        ("metadata.jsonl", '{"file_name": null, "text": "red"}\n', "line 1: file_name must be the name of a picture"),
+        ("metadata.jsonl", "[" * 100_000 + "\n", "line 1 is not JSON"),
+        (
+            "metadata.jsonl",
+            '{"file_name": "0.png", "text": ' + "9" * 5000 + "}\n",
+            "line 1 is not JSON that can be read",
+        ),
+    ],
+)
+def test_a_line_of_metadata_that_cannot_be_read_is_named(tmp_path, name, content, message):
+    Image.new("RGB", (4, 4)).save(tmp_path / "0.png")
+    (tmp_path / name).write_text(content)
+    with pytest.raises(LimnerError, match=f"{name}, {message}"):
+        open_source(Source(path=str(tmp_path)))
+
+
+def test_names_match_whatever_the_form_of_their_accents(tmp_path):
+    for picture, row in (("e\u0301.png", "\u00e9.png"), ("\u00fc.png", "u\u0308.png")):
+        Image.new("RGB", (4, 4)).save(tmp_path / picture)
+        with open(tmp_path / "metadata.jsonl", "a") as file:
+            file.write(json.dumps({"file_name": row, "text": f"a {len(row)}"}) + "\n")
+    assert sorted(map(tuple, open_source(Source(path=str(tmp_path))).captions)) == [("a 5",), ("a 6",)]
+
+
+def test_suffixes_of_any_kind_and_case_and_folders_named_like_pictures(tmp_path):
+    names = ["a.jfif", "b.AVIF", "c.JP2", "d.png"]
+    for name, text in zip(names, (".txt", ".TXT", ".txt", ".TXT"), strict=True):
+        kind = {"jfif": "JPEG", "avif": "AVIF", "jp2": "JPEG2000", "png": "PNG"}[name.split(".")[1].lower()]
+        Image.new("RGB", (32, 32), "red").save(tmp_path / name, kind)
+        (tmp_path / name).with_suffix(text).write_text(f"picture {name[0]}")
+    (tmp_path / "x.png").mkdir()
+    opened = open_source(Source(path=str(tmp_path)))
+    assert opened.captions == [[f"picture {name[0]}"] for name in names]
+    assert all(opened.image(k).getpixel((9, 9))[0] > 240 for k in range(4))

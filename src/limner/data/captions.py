@@ -7,6 +7,8 @@ phrasings that training has not, of the same words.
 import csv
 import io
 import json
+import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -122,12 +124,18 @@ def captions_of(value: object, where: str) -> list[str]:
     texts = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise LimnerError(f"{where}: a caption is a text or a list of texts, not {value!r}")
+    if any(re.search(r"[\ud800-\udfff]", text) for text in texts):
+        raise LimnerError(f"{where}: a caption holds half of a surrogate pair, which is no character")
     return [text.strip() for text in texts if text.strip()]
 
 
 def from_sidecars(pictures: Sequence[Path]) -> list[list[str]] | None:
     """The captions in the `.txt` file of each picture, one per line; None where no picture has such a file."""
-    sidecars = [picture.with_suffix(".txt") for picture in pictures]
+    suffixes = (".txt", ".TXT", ".Txt")
+    sidecars = [
+        next(filter(Path.is_file, map(picture.with_suffix, suffixes)), picture.with_suffix(".txt"))
+        for picture in pictures
+    ]
     if not any(sidecar.is_file() for sidecar in sidecars):
         return None
     return [captions_of(_text(sidecar).split("\n"), str(sidecar)) if sidecar.is_file() else [] for sidecar in sidecars]
@@ -142,14 +150,16 @@ def from_metadata(root: Path, pictures: Sequence[Path], column: str | None = Non
     files = sorted([*root.rglob("metadata.jsonl"), *root.rglob("metadata.csv")])
     if not files:
         return None
-    captions: dict[Path, list[str]] = {picture: [] for picture in pictures}
+    captions: dict[str, list[str]] = {_composed(picture): [] for picture in pictures}
     for file in files:
         missing = []
         for line, row in _rows(file):
             where = f"{file}, line {line}"
-            name = str(_cell(row, ("file_name",), "file_name", where))
+            name = _cell(row, ("file_name",), "file_name", where)
+            if not isinstance(name, str) or not name:
+                raise LimnerError(f"{where}: file_name must be the name of a picture, not {name!r}")
             text = _cell(row, (column,) if column else CAPTION_COLUMNS, "caption", where)
-            picture = file.parent / PurePosixPath(name)
+            picture = _composed(file.parent / PurePosixPath(name))
             if picture in captions:
                 captions[picture] += captions_of(text, where)
             else:
@@ -159,7 +169,12 @@ def from_metadata(root: Path, pictures: Sequence[Path], column: str | None = Non
                 f"{file}: {len(missing)} of its rows name pictures that are not there: {few(missing)}. "
                 f"file_name is relative to {file.parent}, which holds {few(p.name for p in pictures)}"
             )
-    return [captions[picture] for picture in pictures]
+    return [captions[_composed(picture)] for picture in pictures]
+
+
+def _composed(path: Path) -> str:
+    """The path with composed characters: file systems and tables may differ in the form of accents."""
+    return unicodedata.normalize("NFC", str(path))
 
 
 def _cell(row: dict, columns: tuple[str, ...], kind: str, where: str) -> object:
@@ -171,10 +186,17 @@ def _cell(row: dict, columns: tuple[str, ...], kind: str, where: str) -> object:
 
 
 def _rows(file: Path) -> Iterator[tuple[int, dict]]:
-    """(line, row) of a metadata file. LimnerError for a line that is not a JSON object."""
+    """(line, row) of a metadata file. LimnerError for a line that is not a JSON object, or no row of the table."""
     if file.suffix == ".csv":
-        reader = csv.DictReader(io.StringIO(_text(file)))
-        yield from ((reader.line_num, row) for row in reader)
+        reader = csv.DictReader(io.StringIO(_text(file), newline=""), strict=True)
+        try:
+            for row in reader:
+                if None in row:
+                    where = f"{file}, line {reader.line_num}"
+                    raise LimnerError(f"{where}: more fields than columns; a text with a comma must be in quotes")
+                yield reader.line_num, row
+        except csv.Error as error:
+            raise LimnerError(f"{file}, line {reader.line_num + 1}: {error}") from None
         return
     for number, line in enumerate(_text(file).split("\n"), start=1):
         if not line.strip():
@@ -183,6 +205,8 @@ def _rows(file: Path) -> Iterator[tuple[int, dict]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise LimnerError(f"{file}, line {number} is not JSON: {error.msg} at character {error.pos + 1}") from None
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, a deep nesting
+            raise LimnerError(f"{file}, line {number} is not JSON that can be read: {error}") from None
         if not isinstance(row, dict):
             raise LimnerError(
                 f'{file}, line {number}: expected {{"file_name": ..., "text": ...}}, not {line.strip()!r}'

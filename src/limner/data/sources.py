@@ -15,7 +15,7 @@ from limner.files import expand
 
 HUB_NAMES = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
 NAMES = ("world", *HUB_NAMES)
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".jp2", ".bmp", ".gif", ".tif", ".tiff")
 SPLITS = ("train", "test", "validation", "valid", "val")
 IMAGE_COLUMNS = ("image", "img", "picture", "png", "jpg", "webp")
 LABEL_COLUMNS = ("label", "labels", "class")
@@ -172,7 +172,7 @@ def _from_folder(root: Path, config: Source, captions: bool) -> Pictures:
     inside = set() if any(root.glob("metadata.*")) else {name for name in SPLITS if (root / name).is_dir()}
     _check_split(config.split, inside, root)
     root = root / config.split if inside else root
-    names = [path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in SUFFIXES]
+    names = [path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
     names = sorted(name for name in names if not any(part.startswith(".") for part in name.parts))
     if not names:
         raise LimnerError(f"{root} holds no picture ({' '.join(SUFFIXES)}) and no .parquet file")
