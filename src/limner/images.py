@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 from functools import lru_cache
 from pathlib import Path
 
@@ -77,11 +78,22 @@ def _decode(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int | None:
-    """The EXIF orientation; None without one, or if the EXIF block is damaged, which says nothing of the pixels."""
+    """The EXIF orientation, though other tags of its block are damaged; None without one."""
     try:
-        return image.getexif().get(ORIENTATION)
-    except Exception:  # a tag of the wrong type, raised as whatever its parser met
+        found = image.getexif().get(ORIENTATION)
+        return found if found is not None else _stored_orientation(image.info["exif"])
+    except Exception:  # no block, or one whose parser met anything
         return None
+
+
+def _stored_orientation(exif: bytes) -> int | None:
+    """The orientation by itself: entries of 12 bytes, tag, type, count and value (TIFF 6.0, section 2)."""
+    block = exif.removeprefix(b"Exif\0\0")
+    order = "<" if block.startswith(b"II") else ">"
+    (start,) = struct.unpack_from(f"{order}I", block, 4)
+    (count,) = struct.unpack_from(f"{order}H", block, start)
+    entries = (struct.unpack_from(f"{order}HHIH", block, start + 2 + 12 * i) for i in range(count))
+    return next((value for tag, _, _, value in entries if tag == ORIENTATION), None)
 
 
 def _grey(image: Image.Image, inverted: bool) -> Image.Image:
