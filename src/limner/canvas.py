@@ -42,12 +42,12 @@ class Layout(NamedTuple):
 
 class Canvas(NamedTuple):
     """One picture (H, W, C), uint8, or one for each painted picture, and as many masks (H, W), True where it is
-    repainted, or none. `names` are hashes of the pixels and of the mask as they were read; `overlap` is how far the
-    mask of an extension goes into the picture."""
+    repainted, or none. `hashes` are the record's entries about the picture and the mask as they were read; `overlap` is
+    how far the mask of an extension goes into the picture."""
 
     pictures: list[np.ndarray]
     masks: list[np.ndarray]
-    names: list[dict[str, object]]
+    hashes: list[dict[str, object]]
     overlap: int
 
     @property
@@ -114,10 +114,10 @@ def open_canvas(pictures: Sequence[Image.Image], masks: Sequence[Image.Image], l
     masks = [*masks] * len(pictures) if len(masks) == 1 else masks
     for size in dict.fromkeys(each.size for each in pictures[1:] if each.size != pictures[0].size):
         _notice_resized("picture", size, layout.size)
-    names: list[dict[str, object]] = [{"Init image hash": _digest(each)} for each in pictures]
+    hashes: list[dict[str, object]] = [{"Init image hash": _digest(each)} for each in pictures]
     areas = [np.zeros(layout.size[::-1], bool) for _ in pictures]
     for i, mask in enumerate(masks):
-        names[i] |= {"Mask hash": _digest(mask)}
+        hashes[i] |= {"Mask hash": _digest(mask)}
         areas[i] = _pixels(mask.convert("L"), layout.size, 1)[..., 0] >= 128
         if mask.size != pictures[i].size:
             _notice_resized("mask", mask.size, layout.size)
@@ -129,7 +129,7 @@ def open_canvas(pictures: Sequence[Image.Image], masks: Sequence[Image.Image], l
         _notice(f"nothing of the mask is nearer to white than to black at {at}: that picture stays as it is")
     padding = ((top, bottom), (left, right), (0, 0))
     pixels = [np.pad(_pixels(each, layout.size, frame.channels), padding, mode="edge") for each in pictures]
-    return Canvas(pixels, areas, names, overlap)
+    return Canvas(pixels, areas, hashes, overlap)
 
 
 def parse_extend(text: str | None) -> list[int]:

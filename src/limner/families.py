@@ -12,7 +12,7 @@ from limner.text.conditioner import Combine, masked_text, no_text, padded_text
 from limner.text.encoder import Reads
 
 # (encode: pictures in [-1, 1] -> latents, picture (B, C, H, W), mask (B, 1, H, W), mask of the latents (B, 1, h, w))
-Picture = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor, Tensor], Condition]
+PictureCondition = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor, Tensor], Condition]
 
 
 class Family(NamedTuple):
@@ -26,7 +26,7 @@ class Family(NamedTuple):
     combine: Combine
     defaults: dict[str, Any]
     tolerates_bf16: bool = False
-    picture: Picture | None = None
+    picture: PictureCondition | None = None
     network_class: str = "DiT"
 
 

@@ -30,7 +30,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def expand(path: str | Path) -> Path:
+def expand(path: str | os.PathLike) -> Path:
     """The path, where it is none with ~ for a home folder. Raises LimnerError for a user that is not known."""
     try:
         return Path(path) if Path(path).exists() else Path(path).expanduser()

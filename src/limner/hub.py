@@ -37,11 +37,10 @@ REASONS = {  # by the name of the exception's class or of the nearest of its bas
     "UserWarning": "{error} Free some, or set HF_HOME to a folder on a larger disk",
     "OSError": "cannot download {repo} to {cache}: {error}",
     "RuntimeError": "cannot download {repo} to {cache}: {error}",
-    "TooManyRedirects": "{endpoint} does not answer as the Hugging Face hub does: {error}",
-    "LookupError": "{endpoint} does not answer as the Hugging Face hub does: {error}",
-    "TypeError": "{endpoint} does not answer as the Hugging Face hub does: {error}",
-    "AttributeError": "{endpoint} does not answer as the Hugging Face hub does: {error}",
-    "ValueError": "{endpoint} does not answer as the Hugging Face hub does: {error}",
+    **dict.fromkeys(
+        ("TooManyRedirects", "LookupError", "TypeError", "AttributeError", "ValueError"),
+        "{endpoint} does not answer as the Hugging Face hub does: {error}",
+    ),
 }
 
 

@@ -4,12 +4,12 @@ import io
 import os
 import struct
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms
 
 from limner.errors import BrokenPicture, LimnerError
+from limner.files import expand
 
 MAX_PIXELS = 2**27  # of a picture that is read; larger ones are refused before they are decoded
 ORIENTATION = 0x0112  # the EXIF tag
@@ -32,11 +32,11 @@ def read_image(source: Source, name: str | None = None) -> Image.Image:
     """
     if not isinstance(source, Source):
         raise LimnerError(f"a picture is a file or a PIL picture, not a {type(source).__name__}")
-    name = name or (f"{os.fspath(source)}" if isinstance(source, str | os.PathLike) else "the picture")
+    name = name or (str(source) if isinstance(source, str | os.PathLike) else "the picture")
     try:
         if isinstance(source, Image.Image):
             return _decode(source)
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else _expand(Path(source))) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else expand(source)) as image:
             return _decode(image)
     except FileNotFoundError as error:
         raise BrokenPicture(f"{name} cannot be read as a picture: there is no such file") from error
@@ -48,11 +48,6 @@ def read_image(source: Source, name: str | None = None) -> Image.Image:
         raise
     except Exception as error:  # decoders raise whatever they meet
         raise BrokenPicture(f"{name} cannot be read as a picture: {str(error) or type(error).__name__}") from error
-
-
-def _expand(path: Path) -> Path:
-    """The path, where it is none with ~ for the user's home."""
-    return path if path.exists() else path.expanduser()
 
 
 def _decode(image: Image.Image) -> Image.Image:

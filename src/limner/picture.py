@@ -76,13 +76,18 @@ def image_format(path: Path) -> str:
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind is None or kind not in Image.SAVE:
         raise LimnerError(f"cannot tell the kind of picture from {path.name!r}; end it in .png, .jpg or .webp")
+    return kind
+
+
+def check_format(path: Path) -> None:
+    """Raises LimnerError unless Pillow can write a colour picture of the file's suffix."""
+    kind = image_format(path)
     try:
         Image.new("RGB", (8, 8)).save(io.BytesIO(), kind)
     except Exception as error:  # encoders raise whatever they meet
         raise LimnerError(
             f"{path.name!r}: a {kind} file cannot hold it ({error}); end it in .png, .jpg or .webp"
         ) from error
-    return kind
 
 
 def save(picture: Image.Image, path: Path, parameters: str | None = None) -> None:

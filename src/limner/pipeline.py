@@ -137,11 +137,11 @@ class Pipeline:
         entries = settings_entries(settings, schedule, scale, size, self.model.name, self.model.precision)
         start, schedule = self._start(canvas, size, schedule, settings.strength, draws)
         denoise = self._denoise(prompts, negative_prompt, scale, schedule, settings, start)
-        names = [{}] if canvas is None else canvas.names
-        if settings.rng == "torch" and len(names) > 1:  # each draws a posterior of its own
-            entries["Init images"] = len(names)
+        hashes = [{}] if canvas is None else canvas.hashes
+        if settings.rng == "torch" and len(hashes) > 1:  # each draws a posterior of its own
+            entries["Init images"] = len(hashes)
         records = [
-            parameters_text(p, negative_prompt or "", entries | each | names[k * len(names) // len(prompts)])
+            parameters_text(p, negative_prompt or "", entries | each | hashes[k * len(hashes) // len(prompts)])
             for k, (p, each) in enumerate(zip(prompts, seeds, strict=True))
         ]
         paste = partial(canvas.paste, feather=settings.feather or 0) if canvas and settings.paste else list
@@ -266,8 +266,8 @@ class Pipeline:
         ask = Ask(settings.truncate)
         guided = scale != 1.0
         rows = [*([negative] * n if guided else []), *prompts]  # one batch, for equal padding
-        told = {name: torch.cat([entry] * (1 + guided)) for name, entry in (start.condition or {}).items()}
-        condition = network.prepare(self.model.conditioner(rows, ask) | told)
+        picture = {name: torch.cat([entry] * (1 + guided)) for name, entry in (start.condition or {}).items()}
+        condition = network.prepare(self.model.conditioner(rows, ask) | picture)
 
         def denoiser(condition: Any, copies: int) -> Denoiser:
             return Denoiser(network, schedule.predicts, condition, dtype=self.model.dtype, copies=copies)

@@ -40,14 +40,14 @@ def open_output(text: str) -> Output:
 
     Raises LimnerError where nothing can be written, before the time for painting is spent.
     """
-    from limner.picture import image_format
+    from limner.picture import check_format
 
     if not text:
         raise LimnerError("--output is empty; give a file such as out.png, or a folder ending in /")
     path = expand(text)
     folder = text.endswith("/") or path.is_dir()
     if not folder:
-        image_format(path)
+        check_format(path)
     check_writable(path / "00000.png" if folder else path)
     return Output(path, folder)
 

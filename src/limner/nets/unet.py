@@ -280,7 +280,8 @@ class UNet2DConditionModel(Network):
         text, mask = condition["text"].to(self.conv_in.weight.dtype), condition.get("mask")
         kv = [block.attn2.project(text) for block in self.transformer_blocks]
         prepared: dict[str, object] = {"keys": tuple(k for k, _ in kv), "values": tuple(v for _, v in kv)}
-        prepared |= {name: condition[name].to(text.dtype) for name in ("concat",) if name in condition}
+        if "concat" in condition:
+            prepared["concat"] = condition["concat"].to(text.dtype)
         return prepared | ({} if mask is None else {"mask": mask[:, None, None, :]})
 
     def forward(
