@@ -508,6 +508,11 @@ def test_the_hashes_are_of_the_pixels(four: Sides, tmp_path: Path) -> None:
     assert one == hashes(image=tmp_path / "a.webp", mask=MASKS[0])
     other = hashes(image=PICTURES[1], mask=MASKS[1])
     assert len({*one.values(), *other.values()}) == 4
+    flat = [hashes(image=Image.new("L", size, 9))["Init image hash"] for size in ((64, 128), (128, 64))]
+    assert flat[0] != flat[1]  # of the same pixels in another shape
+    both = four.pipe.paint(PROMPTS, steps=4, image=PICTURES, mask=MASKS, num_images=2).records
+    for k, record in enumerate(both):  # each picture's own
+        assert all(f"{name}: {value}" in record for name, value in (one, other)[k // 2].items())
 
 
 def test_every_tensor_of_an_inpainting_model_is_used(nine: Sides) -> None:
