@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from limner.errors import LimnerError, unknown
+from limner.errors import LimnerError
 from limner.files import MAX_INT, MAX_LAYERS, check_range, check_types, from_entries
 
 CONV_GROUP = 8  # channels per group of the group normalisation
 MAX_PATCHES = 256  # per side of sample_size
 
-Config = TypeVar("Config", bound="DiTConfig | AutoencoderKLConfig | UNetConfig")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
@@ -134,106 +137,3 @@ class AutoencoderKLConfig:
 
     def _block_types(self) -> dict[str, list[str]]:
         return {name: [value] * len(self.block_out_channels) for name, value in BLOCK_TYPES.items()}
-
-
-DOWN_TYPES = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}  # whether the block has attention
-UP_TYPES = {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
-UNET_FIXED: dict[str, tuple[Any, ...]] = {
-    "_class_name": ("UNet2DConditionModel",),
-    "act_fn": ("silu", "swish"),
-    "addition_embed_type": (None,),
-    "attention_type": ("default",),
-    "center_input_sample": (False,),
-    "class_embed_type": (None,),
-    "conv_in_kernel": (3,),
-    "conv_out_kernel": (3,),
-    "cross_attention_norm": (None,),
-    "downsample_padding": (1,),
-    "dual_cross_attention": (False,),
-    "encoder_hid_dim_type": (None,),
-    "flip_sin_to_cos": (True,),
-    "freq_shift": (0,),
-    "mid_block_only_cross_attention": (None, False),
-    "mid_block_scale_factor": (1,),
-    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
-    "num_attention_heads": (None,),
-    "num_class_embeds": (None,),
-    "only_cross_attention": (False,),
-    "resnet_out_scale_factor": (1.0,),
-    "resnet_skip_time_act": (False,),
-    "resnet_time_scale_shift": ("default",),
-    "reverse_transformer_layers_per_block": (None,),
-    "time_cond_proj_dim": (None,),
-    "time_embedding_act_fn": (None,),
-    "time_embedding_dim": (None,),
-    "time_embedding_type": ("positional",),
-    "timestep_post_act": (None,),
-}
-
-
-@dataclass(frozen=True)
-class UNetConfig:
-    """Hyperparameters of a text-conditional UNet, with diffusers' names and the values of Stable Diffusion 1 as
-    defaults.
-
-    `block_out_channels` are the widths of the levels, from full resolution down, each half the size of the one before.
-    `attention_head_dim` is the number of attention heads (not their width, despite the published name) and
-    `transformer_layers_per_block` the depth of each transformer, of all levels or of each.
-    """
-
-    sample_size: int = 64
-    in_channels: int = 4
-    out_channels: int = 4
-    down_block_types: tuple[str, ...] = (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D")
-    up_block_types: tuple[str, ...] = ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3)
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    layers_per_block: int = 2
-    cross_attention_dim: int = 768
-    attention_head_dim: int | tuple[int, ...] = 8
-    transformer_layers_per_block: int | tuple[int, ...] = 1
-    use_linear_projection: bool = False
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        widths, names = self.block_out_channels, ("down_block_types", "up_block_types")
-        check_range(self, ("sample_size", "in_channels", "out_channels", "cross_attention_dim", "norm_num_groups"), 1)
-        if not widths or min(widths) < 1:
-            raise LimnerError(f"block_out_channels must hold a width of at least 1 for each level, not {widths}")
-        check_range(self, ("layers_per_block",), 1, MAX_LAYERS // len(widths))
-        for name, known in zip(names, (DOWN_TYPES, UP_TYPES), strict=True):
-            types = getattr(self, name)
-            if len(types) != len(widths):
-                raise LimnerError(f"{name} names {len(types)} levels, block_out_channels {len(widths)}")
-            for each in types:
-                if each not in known:
-                    raise unknown(name, each, known)
-        if self.norm_eps <= 0:
-            raise LimnerError(f"norm_eps must be more than 0, not {self.norm_eps}")
-        for name in ("attention_head_dim", "transformer_layers_per_block"):
-            values = self.per_level(name)
-            if len(values) != len(widths) or not 1 <= min(values) <= max(values) <= MAX_LAYERS:
-                raise LimnerError(f"{name} must be from 1 to {MAX_LAYERS}, one for each level, not {values}")
-        for width, heads in zip(widths, self.per_level("attention_head_dim"), strict=True):
-            if width % self.norm_num_groups or width % heads:
-                raise LimnerError(
-                    f"block_out_channels {width} must be divisible by norm_num_groups {self.norm_num_groups} and by "
-                    f"the heads, attention_head_dim {heads}"
-                )
-
-    def per_level(self, name: str) -> tuple[int, ...]:
-        """The value of `attention_head_dim` or `transformer_layers_per_block` at each level."""
-        value = getattr(self, name)
-        return value if isinstance(value, tuple) else (value,) * len(self.block_out_channels)
-
-    @classmethod
-    def from_dict(cls, config: dict[str, Any]) -> UNetConfig:
-        """From the content of a config.json, see `from_published`."""
-        # diffusers' default differs from Stable Diffusion's.
-        return from_published(cls, {"cross_attention_dim": 1280} | config, UNET_FIXED, "a UNet")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The content of a config.json, for `from_dict` and diffusers' `UNet2DConditionModel.from_config`."""
-        fixed = {name: values[0] for name, values in UNET_FIXED.items()}
-        return fixed | {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}

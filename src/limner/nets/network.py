@@ -22,11 +22,17 @@ class Network(nn.Module):
     """H and W must be multiples of it."""
     concat_channels: int = 0
     """Channels of the entry "concat" of its condition: a mask and the latents of the masked picture."""
+    text_width: int = 0
+    """C of the text states that it takes, where an encoder of them can be left out."""
 
     @property
     def repeated(self) -> list[nn.Module]:
         """The modules to torch.compile one by one; identical blocks share one compilation."""
         return [self]
+
+    def tokens(self, height: int, width: int) -> int:
+        """The number of tokens of x: its patches."""
+        return (height // self.multiple) * (width // self.multiple)
 
     def prepare(self, condition: Condition) -> Condition:
         """Compute what does not depend on x or t, once for all steps, in the network's dtype."""
