@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from limner.data.batches import resumed_epoch
+from limner.data.collection import Collection
 from limner.errors import LimnerError
 from limner.files import read_json, write_json
 from limner.folders import checkpoints
@@ -24,13 +26,18 @@ from limner.weights.load import state_dict_problems
 from limner.weights.parts import PARTS
 
 AVERAGE = "training/average.safetensors"
+# The fields that the order of the pictures depends on.
+ORDERING = {"batch_size", "seed", "steps", "cache", "held_out", *(f"data.{name}" for name in ("name", "path", "split"))}
 
 
 def save(
     run: Path, step: int, result: Result, trained: nn.ModuleDict, average: nn.ModuleDict,
     optimizer: torch.optim.Optimizer, recipe: Run,
 ) -> Path:  # fmt: skip
-    """Write run/checkpoint-<step> atomically, and drop the oldest beyond `recipe.keep`."""
+    """Write run/checkpoint-<step> atomically, and drop the oldest beyond `recipe.keep`.
+
+    LimnerError where it cannot be written, e.g. on a full disk; the earlier ones are whole then.
+    """
     folder = run / f"checkpoint-{step}"
     draft = run / f".checkpoint-{step}-{os.getpid()}"
     try:
@@ -44,6 +51,14 @@ def save(
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(draft, folder)
+    except (OSError, LimnerError) as error:
+        earlier = checkpoints(run)
+        hint = (
+            f"{earlier[-1][1].name} is whole: go on with --resume latest --output {run}"
+            if earlier
+            else "there is no earlier one"
+        )
+        raise LimnerError(f"{folder} could not be saved ({error}); {hint}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     prune(run, recipe.keep)
@@ -51,7 +66,9 @@ def save(
 
 
 def prune(run: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints (0 keeps all)."""
+    """Delete all but the newest `keep` checkpoints (0 keeps all), and what killed runs left unfinished."""
+    for draft in run.glob(".checkpoint-*"):
+        shutil.rmtree(draft, ignore_errors=True)
     for _, folder in checkpoints(run)[:-keep] if keep else []:
         shutil.rmtree(folder)
 
@@ -86,12 +103,37 @@ def find(run: Path, resume: str | None) -> Path | None:
     return folder
 
 
-def changes(folder: Path, recipe: Run) -> str:
-    """The fields in which the recipe differs from the checkpoint's, as text; empty where none."""
-    before = _flat(read_json(folder / "training/state.json")["recipe"])
-    now = _flat(json.loads(json.dumps(asdict(recipe))))
-    changed = [f"{name} {before[name]} -> {now[name]}" for name in now if name in before and before[name] != now[name]]
-    return f", changed: {'; '.join(changed)}" if changed else ""
+def changes(folder: Path, recipe: Run, pictures: Collection | None = None) -> str:
+    """The fields in which the recipe differs from the checkpoint's, as text; empty where none.
+
+    With the `pictures` of the run, what it means for the current epoch.
+    """
+    state = read_json(folder / "training/state.json")
+    before, now = _flat(state["recipe"]), _flat(json.loads(json.dumps(asdict(recipe))))
+    changed = [name for name in now if name in before and before[name] != now[name]]
+    if not changed:
+        return ""
+    ordering = ORDERING.intersection(changed)
+    meaning = _epoch_text(pictures, state["step"], before, recipe, ordering) if pictures and ordering else ""
+    if meaning:  # it is about what stands before it
+        changed.sort(key=lambda name: name in ORDERING)
+    return f", changed: {'; '.join(f'{name} {before[name]} -> {now[name]}' for name in changed)}{meaning}"
+
+
+def _epoch_text(pictures: Collection, step: int, before: dict[str, Any], recipe: Run, ordering: set[str]) -> str:
+    """What these changes mean for the current epoch, after a colon; empty where nothing."""
+    others = ordering - {"batch_size", "seed", "steps"}
+    unshown, twice = resumed_epoch(
+        pictures,
+        step,
+        None if others else (before["batch_size"], before["seed"]),
+        (recipe.batch_size, recipe.seed),
+        recipe.steps if step < recipe.steps < before["steps"] else None,
+    )
+    of = f" of {len(pictures):,} pictures of this epoch"
+    parts = [f"{unshown:,}{of} are not shown"] if unshown else []
+    parts += [f"{twice:,}{'' if parts else of} are shown twice"] if twice else []
+    return ": " + ", ".join(parts) if parts else ""
 
 
 def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:

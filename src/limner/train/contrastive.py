@@ -20,7 +20,7 @@ from limner.text.encoder import TextEncoder
 from limner.text.tokenizer import Tokenizer
 from limner.train.diffusion import open_dataset, to_targets
 from limner.train.recipe import ContrastiveRecipe
-from limner.train.setup import latent_shape, make_text_encoder, open_autoencoder
+from limner.train.setup import check_captions, cut_captions, latent_shape, make_text_encoder, open_autoencoder
 from limner.weights.parts import save_part
 
 MIN_SIDE = 4  # of the last feature map: without pooling, so that positions are preserved
@@ -107,6 +107,7 @@ class Contrastive:
     ) -> None:
         self.recipe, self.loss, self.autoencoder, self.pictures = recipe, loss, autoencoder, pictures
         self.parts = nn.ModuleDict({"text_encoder": loss.encoder.transformer, "head": loss.head})
+        self.checked = pictures.order(recipe.seed, 0) is not None  # every caption is known before the first step
         self.to_compile: list[nn.Module] = []
 
     @classmethod
@@ -118,7 +119,7 @@ class Contrastive:
         known = Tokenizer.from_pretrained(start / "tokenizer") if start is not None else None
         captions = pictures.all_captions()
         encoder = make_text_encoder(recipe.text, captions, known)
-        encoder.tokenizer.encode(captions)  # a caption over the context length is an error now, not at step 10,000
+        check_captions(encoder.tokenizer, pictures, captions, fixed=known is not None)
         head = ContrastiveHead(channels, side, encoder.width)
         return cls(recipe, ContrastiveLoss(encoder, head), autoencoder, pictures)
 
@@ -130,7 +131,8 @@ class Contrastive:
 
     def inputs(self, batch: dict[str, Any], generator: torch.Generator, device: torch.device) -> tuple:
         images = batch["images"].to(device, non_blocking=True)
-        return to_targets(images, self.autoencoder), batch["captions"], batch["indices"].to(device)
+        captions = batch["captions"] if self.checked else cut_captions(self.loss.encoder.tokenizer, batch["captions"])
+        return to_targets(images, self.autoencoder), captions, batch["indices"].to(device)
 
     def build_result(self, average: Any, device: torch.device) -> TrainedTextEncoder:
         encoder = self.loss.encoder

@@ -1,5 +1,6 @@
 """Training a denoiser, with or without its text encoder, on pixels or on the latents of a frozen autoencoder."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,20 +8,23 @@ from typing import Any
 
 import torch
 from PIL.Image import Image
+from PIL.Image import new as new_image
 from torch import nn
 
 from limner.data.collection import Collection
+from limner.errors import LimnerError
 from limner.evaluate.report import EvalPrompt, evaluate
 from limner.model import Model
 from limner.nets.vae import AutoencoderKL
 from limner.noise import paths
 from limner.picture import sheet
 from limner.pipeline import Pipeline
+from limner.settings import Settings
 from limner.train.latents import Latents, encode, normalize
-from limner.train.loss import Cached, DiffusionLoss
-from limner.train.recipe import Recipe
-from limner.train.setup import make_model
-from limner.world import KINDS, prompts
+from limner.train.loss import Cached, DiffusionLoss, loss_weight
+from limner.train.recipe import Recipe, load_recipe, recipe_names
+from limner.train.setup import check_length, cut_captions, make_model, over_length
+from limner.world import KINDS, grade, prompts
 
 
 class Diffusion:
@@ -36,15 +40,57 @@ class Diffusion:
             part.requires_grad_(name in self.parts and self.scales[name] > 0)
         self.loss = DiffusionLoss(
             network, conditioner, paths.path(recipe.path), recipe.predicts, recipe.times, recipe.shift,
-            Cached(conditioner) if "text_encoder" in frozen else None,
+            Cached(conditioner) if "text_encoder" in frozen else None, loss_weight(recipe.loss, recipe.snr_gamma),
         )  # fmt: skip
         self.to_compile = network.repeated
-        self.prompts = list(recipe.sample_prompts) or self._prompts(pictures)
+        self.checked = pictures.order(recipe.seed, 0) is not None  # every caption is known before the first step
+        self.prompts = list(recipe.sample_prompts)
+        self.replaced = is_shipped(recipe.sample_prompts) and not self._suit(self.prompts, pictures)
+        if self.replaced or not self.prompts:
+            self.prompts = self._prompts(pictures)
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, pictures: Collection, start: Path | None) -> "Diffusion":
-        """The task of a model initialised by recipe.seed; `start` is the checkpoint to resume."""
-        return cls(recipe, make_model(recipe, pictures, start), pictures)
+        """The task of a model initialised by recipe.seed; `start` is the checkpoint to resume.
+
+        LimnerError for sample prompts and graded prompts that the model cannot paint.
+        """
+        task = cls(recipe, make_model(recipe, pictures, start), pictures)
+        fixed = start is not None or recipe.init is not None or recipe.text.pretrained is not None
+        task.check_prompts(fixed)
+        return task
+
+    def check_prompts(self, fixed: bool) -> None:
+        """LimnerError for sample prompts or graded prompts that the model cannot paint. The text encoder's context
+        length may be `fixed`."""
+        recipe, conditioner = self.recipe, self.model.conditioner
+        graded = self.graded()
+        if graded and conditioner.kind != "text":
+            raise LimnerError(f"--grade {recipe.grade}: a model without text cannot be graded; leave it out")
+        for tokenizer in conditioner.tokenizers().values():
+            check_length(tokenizer, self.prompts, lambda _: "--sample-prompts:", fixed)
+            texts = [each.prompt for each in graded]
+            check_length(tokenizer, texts, lambda _: "--grade: the prompt", fixed, "Leave --grade out")
+        blank = blank_picture(self.model.size, self.model.channels)
+        for option, check in (
+            ("--sample-steps", lambda: Pipeline(self.model).resolve(Settings())),
+            ("--sample-prompts", lambda: conditioner.kind == "text" or conditioner.encode(self.prompts)),
+            ("--grade", lambda: [grade(blank, each.scene) for each in graded[:1] if each.scene is not None]),
+        ):
+            try:
+                check()
+            except LimnerError as error:
+                raise LimnerError(f"{option}: {error}") from error
+
+    def _suit(self, prompts: list[str], pictures: Collection) -> bool:
+        """Whether prompts fit the context length and have no word that the captions have not, or are classes."""
+        conditioner = self.model.conditioner
+        if conditioner.kind != "text":
+            return set(prompts) <= set(conditioner.names)
+        known, words = (
+            set(re.findall(r"\w+", " ".join(texts).lower())) for texts in (pictures.all_captions(), prompts)
+        )
+        return words <= known and not any(over_length(each, prompts) for each in conditioner.tokenizers().values())
 
     def _prompts(self, pictures: Collection) -> list[str]:
         """Up to 16 captions or class names of the data, for the sample sheet."""
@@ -58,6 +104,8 @@ class Diffusion:
         return [{"params": list(self.parts[name].parameters()), "scale": scale} for name, scale in scales.items()]
 
     def dataset(self, pictures: Collection, device: torch.device, log: Callable[[str], None]) -> Collection:
+        if self.replaced:
+            log(f"the recipe's sample prompts do not suit {pictures.name}: its own captions or classes are painted")
         return open_dataset(self.recipe, self.model.autoencoder, pictures, device, log)
 
     def inputs(self, batch: dict[str, Any], generator: torch.Generator, device: torch.device) -> tuple:
@@ -72,12 +120,15 @@ class Diffusion:
         conditioner = self.model.conditioner
         if conditioner.names:
             return [conditioner.names[label] for label in batch["labels"]]
-        return batch["captions"] if conditioner.acts else [""] * len(batch["captions"])
+        captions = batch["captions"] if conditioner.acts else [""] * len(batch["captions"])
+        for tokenizer in [] if self.checked else conditioner.tokenizers().values():
+            captions = cut_captions(tokenizer, captions)
+        return captions
 
     def build_result(self, average: Any, device: torch.device) -> Pipeline:
         conditioner = self.model.conditioner.with_parts(dict(average.items()))
         result = Pipeline(replace(self.model, network=average["denoiser"], conditioner=conditioner).to(device))
-        result(self.prompts, steps=1)  # an error in a sample prompt is raised now, not at the first sheet
+        result(self.prompts, steps=1)  # an error in painting is raised now, not at the first sheet
         return result
 
     def sheet(self, result: Pipeline) -> Image:
@@ -86,14 +137,27 @@ class Diffusion:
 
     def measure(self, result: Pipeline) -> dict[str, float]:
         """The share of `recipe.grade` world prompts obeyed, by kind of scene; empty where that is 0."""
-        recipe, shares = self.recipe, dict[str, float]()
-        if not recipe.grade:
-            return shares
-        kind = recipe.data.name.partition(":")[2]  # of world:one
-        for each in [kind] if kind in KINDS else KINDS:
-            fresh = prompts(each, recipe.grade, held_out=False)
-            shares |= evaluate(result, [EvalPrompt(*pair, f"obeyed_{each}") for pair in fresh]).obeyed()
+        shares, graded, count = dict[str, float](), self.graded(), self.recipe.grade
+        for first in range(0, len(graded), max(1, count)):  # each kind with the same seeds
+            shares |= evaluate(result, graded[first : first + count]).obeyed()
         return shares
+
+    def graded(self) -> list[EvalPrompt]:
+        """`recipe.grade` world prompts of each kind of scene in the data."""
+        count, kind = self.recipe.grade, self.recipe.data.name.partition(":")[2]  # of world:one
+        kinds = ([kind] if kind in KINDS else KINDS) if count else []
+        return [EvalPrompt(*pair, f"obeyed_{each}") for each in kinds for pair in prompts(each, count, held_out=False)]
+
+
+def is_shipped(sample_prompts: tuple[str, ...]) -> bool:
+    """Whether these are the sample prompts of a shipped recipe, which were chosen for its own data."""
+    recipes = (load_recipe(name)[0] for name in recipe_names())
+    return bool(sample_prompts) and any(getattr(each, "sample_prompts", ()) == sample_prompts for each in recipes)
+
+
+def blank_picture(size: int, channels: int) -> Image:
+    """A black square picture."""
+    return new_image("L" if channels == 1 else "RGB", (size, size))
 
 
 def to_targets(images: torch.Tensor, autoencoder: AutoencoderKL | None) -> torch.Tensor:
@@ -113,5 +177,14 @@ def open_dataset(
         return pictures
     file = Path(recipe.output) / "latents.safetensors"
     return Latents.cached(
-        pictures, autoencoder, recipe.size, recipe.channels, recipe.cache, recipe.seed, file, device, log
+        pictures,
+        autoencoder,
+        recipe.size,
+        recipe.channels,
+        recipe.cache,
+        recipe.seed,
+        file,
+        device,
+        log,
+        recipe.data.max_broken,
     )

@@ -6,16 +6,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from limner.data.batches import BrokenCount
+from limner.data.captions import few
 from limner.data.collection import Collection, Loaded, epoch_order
 from limner.errors import LimnerError
 from limner.nets.vae import AutoencoderKL
 from limner.weights.file import read_tensors, write_tensors
 
 CHUNK = 256  # pictures encoded together
-FINGERPRINTED = 16  # pictures whose pixels enter the fingerprint
+DECODED = 16  # pictures whose pixels enter the fingerprint, as decoding and drawing may change too
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -45,20 +48,26 @@ class Latents:
     @classmethod
     def cached(
         cls, pictures: Collection, vae: AutoencoderKL, size: int, channels: int, count: int, seed: int, file: Path,
-        device: torch.device, log: Callable[[str], None],
+        device: torch.device, log: Callable[[str], None], max_broken: float = 0.01,
     ) -> "Latents":  # fmt: skip
         """The latents of the first `count` pictures of a collection, in the order of `seed`'s first epoch.
 
         They are stored in `file` (float16, with a fingerprint of autoencoder and pictures) and reused where it matches.
+        Unreadable pictures are left out; LimnerError where they are more than the share `max_broken`.
         """
         selected = [pictures.index_at(position, seed) for position in range(min(count, len(pictures)))]
+        broken = BrokenCount(len(selected), max_broken)
         key = fingerprint(vae, pictures, size, channels, selected)
         stored = read_tensors(file) if file.is_file() else {}
         if stored.get("fingerprint") is None or bytes(stored["fingerprint"].tolist()) != key:
             log(f"encoding {len(selected)} pictures, once, into {file}" + (", which held others" if stored else ""))
             stored = {"fingerprint": torch.tensor(list(key), dtype=torch.uint8)}
-            stored |= _encode_all(pictures, vae, size, channels, selected, device)
+            stored |= _encode_all(pictures, vae, size, channels, selected, device, broken)
             write_tensors(file, stored)
+        held = set(stored["indices"].tolist())
+        broken.add(_without(pictures, selected, held))
+        if broken.names:
+            log(f"{len(broken.names)} unreadable pictures were skipped: {few(broken.names)}")
         return cls(pictures, stored["latents"], stored["indices"].tolist())
 
     def __len__(self) -> int:
@@ -71,6 +80,9 @@ class Latents:
         n = len(self)
         return int(epoch_order(n, seed, position // n)[position % n])
 
+    def order(self, seed: int, epoch: int) -> np.ndarray:
+        return epoch_order(len(self), seed, epoch)
+
     def draw_caption(self, index: int, random: Random) -> str:
         return self.pictures.draw_caption(self.indices[index], random)
 
@@ -78,32 +90,49 @@ class Latents:
         """The latents at `indices`, float32 (B, c, h, w)."""
         return Loaded(self.latents[list(indices)].float(), list(indices), [])
 
+    def fingerprint(self, index: int) -> bytes:
+        return self.pictures.fingerprint(self.indices[index])
+
     def all_captions(self) -> list[str]:
         return self.pictures.all_captions()
 
+    def captioned(self, caption: str) -> str:
+        return self.pictures.captioned(caption)
+
 
 def fingerprint(vae: AutoencoderKL, pictures: Collection, size: int, channels: int, selected: Sequence[int]) -> bytes:
-    """SHA-256 of the autoencoder, the indices of the encoded pictures (`selected`) and the pixels of the first ones,
-    which suffice to notice another collection of the same name."""
+    """SHA-256 of the autoencoder, the fingerprints of the encoded pictures (`selected`) and the pixels of the first."""
     digest = hashlib.sha256(repr((vae.config, pictures.name, len(pictures), size, channels)).encode())
     digest.update(array("q", selected).tobytes())
-    digest.update(pictures.load(selected[:FINGERPRINTED], size, channels).images.numpy().tobytes())
+    for index in selected:
+        digest.update(hashlib.sha256(pictures.fingerprint(index)).digest())
+    digest.update(pictures.load(selected[:DECODED], size, channels).images.numpy().tobytes())
     for name, tensor in sorted(vae.state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.digest()
 
 
 def _encode_all(
-    pictures: Collection, vae: AutoencoderKL, size: int, channels: int, selected: Sequence[int], device: torch.device
-) -> dict[str, Tensor]:
-    side, count = size // vae.factor, len(selected)
-    latents = torch.empty(count, vae.config.latent_channels, side, side, dtype=torch.float16)
+    pictures: Collection, vae: AutoencoderKL, size: int, channels: int, selected: Sequence[int], device: torch.device,
+    broken: BrokenCount,
+) -> dict[str, Tensor]:  # fmt: skip
+    """The latents of the readable pictures of `selected` and their indices."""
+    latents: list[Tensor] = []
     indices: list[int] = []
-    for start in range(0, count, CHUNK):
+    for start in range(0, len(selected), CHUNK):
         chunk = selected[start : start + CHUNK]
-        images, good, broken = pictures.load(chunk, size, channels)
-        if len(broken) > len(chunk) // 2:
-            raise LimnerError(f"most pictures near {broken[0]} cannot be read")
-        latents[start : start + len(images)] = encode(vae, images.to(device))
-        indices += good
-    return {"latents": latents, "indices": torch.tensor(indices)}
+        images, good, _ = pictures.load(chunk, size, channels)
+        rows = [row for row, index in enumerate(chunk) if good[row] == index]
+        held = [chunk[row] for row in rows]
+        broken.add(_without(pictures, chunk, set(held)))
+        if rows:
+            latents.append(encode(vae, images[rows].to(device)).half().cpu())
+            indices += held
+    if not indices:
+        raise LimnerError(f"none of {len(selected)} pictures of {pictures.name} can be read")
+    return {"latents": torch.cat(latents), "indices": torch.tensor(indices)}
+
+
+def _without(pictures: Collection, selected: Sequence[int], held: set[int]) -> dict[str, list]:
+    """The pictures of `selected`, for a `BrokenCount`: those not `held` are unreadable."""
+    return {"indices": list(selected), "broken": [pictures.picture_name(i) for i in selected if i not in held]}

@@ -22,31 +22,24 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torch.utils.tensorboard import SummaryWriter
 
-from limner.data.batches import Batches, BrokenCount
+from limner.data.batches import VALIDATION_STEP, Batches, BrokenCount
 from limner.data.captions import few
+from limner.data.collection import Collection
 from limner.data.sources import open_source
 from limner.errors import LimnerError
 from limner.files import check_writable, expand
 from limner.picture import save as save_picture
 from limner.train import checkpoint
+from limner.train.curves import HELD_OUT, Log, check_matplotlib
+from limner.train.held_out import Subset, averaged, held_out_batches, split
 from limner.train.loss import check_finite
+from limner.train.optimizer import OPTIMIZERS, check_resumed, lr_multiplier
 from limner.train.recipe import Run
 
 
 class Stopped(Exception):
     """Ctrl-C: the run stopped between steps and wrote a checkpoint."""
-
-
-def lr_multiplier(step: int, recipe: Run) -> float:
-    """The learning rate of step `step` (from 0) relative to recipe.lr: linear warm-up, then constant or a half cosine
-    to zero."""
-    if step < recipe.warmup:
-        return (step + 1) / recipe.warmup
-    if recipe.schedule == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)))
 
 
 @torch.no_grad()
@@ -56,11 +49,16 @@ def update_average(average: nn.Module, trained: nn.Module, step: int, decay: flo
     update(list(average.parameters()), list(trained.parameters()), step)
 
 
+def step_seeds(seed: int, step: int, rank: int) -> tuple[int, int]:
+    """Two seeds of one step on one process, of `step_generator` and of torch's global generator (for dropout)."""
+    # torch's CPU generator uses only 32 bits of its seed, so the key is hashed to 32.
+    own, shared = np.random.SeedSequence([seed, step, rank]).generate_state(2)
+    return int(own), int(shared)
+
+
 def step_generator(seed: int, step: int, rank: int) -> torch.Generator:
     """The CPU generator of one step on one process. Keyed, so that a resumed run equals an uninterrupted one."""
-    # torch's CPU generator uses only 32 bits of its seed, so the key is hashed to 32.
-    key = np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]
-    return torch.Generator().manual_seed(int(key))
+    return torch.Generator().manual_seed(step_seeds(seed, step, rank)[0])
 
 
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -111,6 +109,15 @@ def make_accelerator(precision: str, unused: bool) -> Accelerator:
     return Accelerator(mixed_precision=precision if has_bf16 else "no", cpu=cpu, kwargs_handlers=handlers)
 
 
+def with_steps(recipe: Run, pictures: Collection) -> Run:
+    """The recipe with the steps of its epochs. LimnerError for a world or a mixture, which have none."""
+    if recipe.epochs is None:
+        return recipe
+    if pictures.order(recipe.seed, 0) is None:
+        raise LimnerError(f"--epochs {recipe.epochs:g}: {pictures.name} never ends; give --steps instead")
+    return replace(recipe, steps=math.ceil(recipe.epochs * len(pictures) / recipe.batch_size))
+
+
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
@@ -130,30 +137,33 @@ class Trainer:
     def prepare(self) -> "Trainer":
         """Open the data, build the task and its optimiser, and restore the checkpoint to resume."""
         recipe = self.recipe
+        check_matplotlib()
         check_writable(self.output / "checkpoint")  # before the data is opened
         if recipe.precision != self.accelerator.mixed_precision:
             self.log(f"this device has no {recipe.precision}: training in float32")
         pictures = open_source(recipe.data, captions=recipe.captions)
         self.task = recipe.task(pictures, self.start)
         with self.accelerator.autocast():
-            self.pictures = self.task.dataset(pictures, self.device, self.log)
+            pictures = self.task.dataset(pictures, self.device, self.log)
+        self.pictures, self.held_out = split(pictures, recipe.held_out, recipe.seed)
+        self.recipe = recipe = with_steps(recipe, self.pictures)
         self.broken = BrokenCount(len(self.pictures), recipe.data.max_broken)
         self.trained = self.task.parts
         self.average = copy.deepcopy(self.trained).to(self.device).requires_grad_(False).eval()
         self.result: Any = self.task.build_result(self.average, self.device)
         self.task.loss.to(self.device)
-        optimizer = torch.optim.AdamW(
-            self.task.groups(), lr=recipe.lr, betas=(0.9, recipe.beta2), weight_decay=recipe.weight_decay, fused=True
-        )
+        optimizer = OPTIMIZERS[recipe.optimizer](self.task.groups(), self.trained, recipe)
         if self.start is not None:
+            check_resumed(self.start, recipe)
             self.step = checkpoint.restore(self.start, self.trained, optimizer, self.average)
-            self.log(f"resumed {self.start} at step {self.step}{checkpoint.changes(self.start, recipe)}")
+            self.log(f"resumed {self.start} at step {self.step}{checkpoint.changes(self.start, recipe, self.pictures)}")
         if recipe.compile and can_compile():
             for part in self.task.to_compile:
                 part.compile()
         elif recipe.compile:
             self.log("no C++ compiler with Python's headers was found: the network is not compiled, and slower")
         self.model, self.optimizer = self.accelerator.prepare(self.task.loss, optimizer)
+        self.model.train()
         return self
 
     def log(self, text: str) -> None:
@@ -177,7 +187,9 @@ class Trainer:
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """The loss of each picture of a batch (B,)."""
-        generator = step_generator(self.recipe.seed, self.step, self.accelerator.process_index)
+        key = self.recipe.seed, self.step, self.accelerator.process_index
+        generator = step_generator(*key)
+        torch.manual_seed(step_seeds(*key)[1])
         with self.accelerator.autocast():  # `inputs` may encode with the autoencoder
             return self.model(*self.task.inputs(batch, generator, self.device))
 
@@ -205,7 +217,6 @@ class Trainer:
         if self.step >= recipe.steps:
             self.log(f"already at step {self.step} of {recipe.steps}: nothing to do")
             return self.result
-        self.model.train()
         losses: list[Tensor] = []
         with stop_after_step() as stop, self._logs() as log, self._progress() as bar:
             task = bar.add_task("train", total=recipe.steps, completed=self.step, summary="")
@@ -222,8 +233,7 @@ class Trainer:
                     bar.update(task, summary=summary)
                     losses, seconds = [], 0.0
                 if main and (last or _due(self.step, recipe.sample_every)):
-                    self.sample()
-                    self.measure(log)
+                    self.picture(log)
                 bar.update(task, completed=self.step)
                 if last:
                     break
@@ -246,39 +256,52 @@ class Trainer:
             self.output, self.step, self.result, self.trained, self.average, self.optimizer, self.recipe
         )
 
-    def sample(self) -> None:
-        """Write the task's sample sheet by the averaged weights to output/samples."""
-        sheet = self.task.sheet(self.result)
+    def picture(self, log: Log | None) -> None:
+        """The task's sample sheet by the averaged weights in output/samples, its metrics, and the curves so far."""
+        sheet, measured = self.task.sheet(self.result), self.task.measure(self.result)
+        if self.held_out is not None:
+            measured = measured | {HELD_OUT: self.held_out_loss(self.held_out)}
         if sheet is not None:
             save_picture(sheet, self.output / "samples" / f"step-{self.step:07d}.png")
-
-    def measure(self, log: SummaryWriter | None) -> None:
-        """Log the task's metrics of the averaged weights to TensorBoard and the console."""
-        measured = self.task.measure(self.result)
-        for name, value in measured.items():
-            if log is not None:
-                log.add_scalar(name, value, self.step)
         if measured:
             self.log(f"step {self.step}  " + "  ".join(f"{name} {value:.4g}" for name, value in measured.items()))
+        if log is not None:
+            for name, value in measured.items():
+                log.add(name, value, self.step)
+            if sheet is not None:
+                log.add_picture("samples", sheet, self.step)
+            log.draw(self.step)
+
+    @torch.no_grad()
+    def held_out_loss(self, pictures: Subset) -> float:
+        """The mean loss of held-out pictures by the averaged weights, with the same draws at every step."""
+        losses = []
+        self.model.eval()
+        with averaged(self.trained, self.average), self.accelerator.autocast():
+            for step, batch in enumerate(held_out_batches(pictures, self.recipe)):
+                generator = step_generator(self.recipe.seed, VALIDATION_STEP + step, 0)
+                losses.append(self.task.loss(*self.task.inputs(batch, generator, self.device)))
+        self.model.train()
+        return float(torch.cat(losses)[: len(pictures)].mean())
 
     @contextmanager
-    def _logs(self) -> Iterator[SummaryWriter | None]:
-        """A TensorBoard writer on the main process, else None; events after the resumed step are purged."""
+    def _logs(self) -> Iterator[Log | None]:
+        """The log on the main process, else None; events after the resumed step are purged."""
         if not self.accelerator.is_main_process:
             yield None
             return
-        with SummaryWriter(str(self.output / "logs"), purge_step=self.step + 1) as log:
+        with Log(self.output, self.step) as log:
             yield log
 
-    def _log(self, log: SummaryWriter | None, losses: list[Tensor], seconds: float) -> str:
+    def _log(self, log: Log | None, losses: list[Tensor], seconds: float) -> str:
         """Log the mean loss over all processes and the pictures per second; returns both as text."""
         loss = float(self.accelerator.reduce(torch.stack(losses).mean(), reduction="mean"))
         rate = self.recipe.batch_size * len(losses) / seconds
         summary = f"loss {loss:.4f}  {rate:.0f} images/s"
         if log is not None:
-            log.add_scalar("loss", loss, self.step)
-            log.add_scalar("images_per_second", rate, self.step)
-            log.add_scalar("learning_rate", self.recipe.lr * lr_multiplier(self.step - 1, self.recipe), self.step)
+            log.add("loss", loss, self.step)
+            log.add("images_per_second", rate, self.step)
+            log.add("learning_rate", self.recipe.lr * lr_multiplier(self.step - 1, self.recipe), self.step)
             if not self.console.is_terminal:
                 self.console.print(f"step {self.step}  {summary}")
         return summary

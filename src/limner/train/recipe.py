@@ -2,19 +2,32 @@
 
 import importlib
 import pkgutil
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from limner.data.sources import Source
 from limner.errors import LimnerError, unknown
+from limner.files import MAX_LAYERS
 from limner.nets.configs import AutoencoderKLConfig, DiTConfig
+from limner.train.fields import (
+    Amount,
+    Decay,
+    Fraction,
+    Natural,
+    Number,
+    Positive,
+    PositiveNumber,
+    Range,
+    check_derived,
+    check_fields,
+)
 
 if TYPE_CHECKING:
     from limner.data.collection import Collection
     from limner.train.task import Task
 
+MAX_LR = 1e3
 SMALL_AUTOENCODER = AutoencoderKLConfig(
     block_out_channels=(32, 64, 128), layers_per_block=1, latent_channels=4, norm_num_groups=8,
     use_quant_conv=False, use_post_quant_conv=False,
@@ -25,27 +38,25 @@ SMALL_AUTOENCODER = AutoencoderKLConfig(
 class TextRecipe:
     """A text encoder, trained from nothing or pretrained."""
 
-    hidden_size: int = 128
-    layers: int = 2
-    num_heads: int = 4
-    length: int = 16
+    hidden_size: Annotated[int, Range(1, 2**16)] = 128
+    layers: Annotated[int, Range(1, MAX_LAYERS)] = 2
+    num_heads: Positive = 4
+    length: Annotated[int, Range(2, 2**16)] = 16
     """Most tokens of a prompt, start and end included."""
-    vocab_size: int = 1000
+    vocab_size: Annotated[int, Range(514, 2**22)] = 1000
     """Most entries of the tokenizer that is trained on the captions."""
     pretrained: str | None = None
     """Folder with a CLIP text model and its tokenizer, or a training run (limner train world-text)."""
-    lr_scale: float | None = None
+    lr_scale: Amount | None = None
     """Its learning rate as a multiple of the denoiser's; 0 freezes it. None: 1 from nothing, 0 if pretrained."""
     learned_null: bool = False
     """Use a learned embedding for dropped captions instead of the encoded empty one."""
 
     def __post_init__(self) -> None:
-        check_min(self, {"hidden_size": 1, "layers": 1, "num_heads": 1, "length": 2, "vocab_size": 514})
+        check_fields(self)
         if self.pretrained is not None:
             sizes = ("hidden_size", "layers", "num_heads", "length", "vocab_size")
             check_derived("text", self, sizes, f"the text encoder of {self.pretrained} has its own")
-        if not 0 <= self.scale < float("inf"):
-            raise LimnerError(f"lr_scale must be at least 0, not {self.lr_scale}")
 
     @property
     def scale(self) -> float:
@@ -61,55 +72,53 @@ class Run:
     """Where pictures and captions come from."""
     output: str
     """Folder for checkpoint-<step> folders, TensorBoard logs and sample sheets."""
-    size: int = 32
+    size: Annotated[int, Range(1, 2**14)] = 32
     """Side of the square pictures in pixels."""
     channels: Literal[1, 3] = 3
     flip: bool = False
     """Mirror half of the pictures."""
-    steps: int = 10_000
+    held_out: Natural = 0
+    """Pictures kept out of training; their loss by the averaged weights is logged with each sheet."""
+    steps: Positive = 10_000
     """Optimiser steps."""
-    batch_size: int = 64
+    epochs: PositiveNumber | None = None
+    """Passes over the pictures, in place of steps."""
+    batch_size: Annotated[int, Range(1, 2**16)] = 64
     """Pictures per step over all processes."""
-    lr: float = 1e-4
-    warmup: int = 100
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: for the matrices of the blocks (Jordan et al. 2024), AdamW for the rest."""
+    lr: Annotated[float, Range(0, MAX_LR, above=True)] = 1e-4
+    warmup: Natural = 100
     """Steps of linear learning-rate warm-up."""
     schedule: Literal["constant", "cosine"] = "constant"
-    beta2: float = 0.999
+    beta1: Decay = 0.9
+    """AdamW's decay of the gradients' average."""
+    beta2: Decay = 0.999
     """AdamW's decay of the squared gradients' average."""
-    weight_decay: float = 0.0
-    clip: float = 1.0
+    weight_decay: Amount = 0.0
+    clip: PositiveNumber = 1.0
     """Largest gradient norm."""
-    ema: float = 0.999
+    ema: Fraction = 0.999
     """Decay of the averaged weights; early on it is (1+step)/(10+step)."""
     precision: Literal["no", "bf16"] = "no"
     compile: bool = False
     """torch.compile the transformer blocks, or the autoencoder."""
-    seed: int = 0
-    workers: int = 0
+    seed: Annotated[int, Range(0, 2**64 - 1)] = 0
+    workers: Annotated[int, Range(0, 1024)] = 0
     """Worker processes of the DataLoader."""
-    log_every: int = 50
-    save_every: int = 1000
+    log_every: Positive = 50
+    save_every: Natural = 1000
     """Steps between checkpoints; 0: only at the end."""
-    sample_every: int = 1000
+    sample_every: Natural = 1000
     """Steps between sample sheets and metrics; 0: only at the end."""
-    keep: int = 2
+    keep: Natural = 2
     """Checkpoints kept, the newest; 0 keeps all."""
 
     use: ClassVar[str] = "limner generate PROMPT --model"
     """The command for the finished run, up to the run's folder."""
 
     def __post_init__(self) -> None:
-        least = {"size": 1, "steps": 1, "batch_size": 1, "log_every": 1, "seed": 0, "warmup": 0,
-                 "workers": 0, "save_every": 0, "sample_every": 0, "keep": 0, "weight_decay": 0}  # fmt: skip
-        check_min(self, least)
-        if self.seed >= 2**64:
-            raise LimnerError(f"seed must be below 2^64, not {self.seed}")
-        check_fraction(self, "ema")
-        for name in ("lr", "clip"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise LimnerError(f"{name} must be more than 0, not {getattr(self, name)}")
-        if not 0 <= self.beta2 < 1:
-            raise LimnerError(f"beta2 must be from 0 to below 1, not {self.beta2}")
+        check_fields(self)
 
     @property
     def captions(self) -> bool:
@@ -126,33 +135,12 @@ class Run:
         raise NotImplementedError
 
 
-def check_min(config: object, least: Mapping[str, float]) -> None:
-    """LimnerError for a field below its minimum."""
-    for name, low in least.items():
-        if not getattr(config, name) >= low:
-            raise LimnerError(f"{name} must be at least {low}, not {getattr(config, name)}")
-
-
 def check_cache(recipe: "Recipe | ContrastiveRecipe") -> None:
     """LimnerError for a cache without an autoencoder, or with mirrored pictures."""
     if recipe.cache and recipe.autoencoder is None:
         raise LimnerError("--cache keeps latents: give an --autoencoder, or leave it out")
     if recipe.cache and recipe.flip:
         raise LimnerError("--flip mirrors pictures, and --cache keeps latents that cannot be mirrored: leave one out")
-
-
-def check_derived(option: str, config: object, names: Sequence[str], reason: str) -> None:
-    """LimnerError for a field that is set and would be overwritten."""
-    for name in names:
-        default = type(config).__dataclass_fields__[name].default  # type: ignore[attr-defined]
-        if getattr(config, name) != default:
-            raise LimnerError(f"leave --{option}.{name.replace('_', '-')} out: {reason}")
-
-
-def check_fraction(config: object, name: str) -> None:
-    """LimnerError for a field outside [0, 1]."""
-    if not 0 <= getattr(config, name) <= 1:
-        raise LimnerError(f"{name} must be from 0 to 1, not {getattr(config, name)}")
 
 
 @dataclass(frozen=True)
@@ -163,14 +151,10 @@ class AutoencoderRecipe(Run):
 
     network: AutoencoderKLConfig = SMALL_AUTOENCODER
     """block_out_channels: a width for each level, each at half the resolution of the one before."""
-    kl: float = 1e-6
+    kl: Amount = 1e-6
     """Weight of the KL divergence per latent value."""
-    edges: float = 1.0
+    edges: Amount = 1.0
     """Weight of the L1 error of finite differences between neighbouring pixels."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_min(self, {"kl": 0, "edges": 0})
 
     def task(self, pictures: "Collection", start: Path | None) -> "Task":
         from limner.train.autoencoder import Autoencoding
@@ -185,13 +169,12 @@ class ContrastiveRecipe(Run):
     use: ClassVar[str] = "limner train world-quick --text.pretrained"
     autoencoder: str | None = None
     """Training run or model folder of the autoencoder whose latents are the input; None: pixels."""
-    cache: int = 0
+    cache: Natural = 0
     """Pictures whose latents are encoded once, at the start; 0: latents are encoded at every step."""
     text: TextRecipe = field(default_factory=TextRecipe)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_min(self, {"cache": 0})
         check_cache(self)
         if self.text != replace(self.text, pretrained=None, lr_scale=None, learned_null=False):
             raise LimnerError(
@@ -217,7 +200,7 @@ class Recipe(Run):
     """Model whose weights training starts from: a model folder, a training run, or "shipped"; None: from nothing."""
     autoencoder: str | None = None
     """Training run or model folder of the autoencoder whose latents are denoised; None: pixels."""
-    cache: int = 0
+    cache: Natural = 0
     """Pictures whose latents are encoded once, at the start; 0: latents are encoded at every step."""
     condition: Literal["none", "class", "text"] = "text"
     network: DiTConfig = field(default_factory=DiTConfig)
@@ -225,29 +208,37 @@ class Recipe(Run):
     text: TextRecipe = field(default_factory=TextRecipe)
     path: Literal["flow", "linear", "scaled_linear", "cosine"] = "flow"
     predicts: Literal["flow", "eps", "v", "sample"] = "flow"
-    times: Literal["uniform", "logit_normal", "log_normal"] = "uniform"
-    """Distribution of training times (logit_normal: Esser et al. 2024; log_normal: Karras et al. 2022)."""
-    shift: float = 1.0
+    loss: Literal["prediction", "velocity"] = "prediction"
+    """The error that is squared: of what the network predicts, or of the velocity that follows from a predicted sample
+    (Li & He 2025)."""
+    snr_gamma: PositiveNumber | None = None
+    """Signal-to-noise ratio above which the weight of the error of x0 is constant (min-SNR, Hang et al. 2023, who take
+    5); None: no weight. Not for flow."""
+    times: Literal["uniform", "logit_normal", "log_normal", "mode"] = "uniform"
+    """Distribution of training times (logit_normal, mode: Esser et al. 2024; log_normal: Karras et al. 2022)."""
+    shift: Number = 1.0
     """Shift of training times and sampling levels of the flow path towards noise (Esser et al. 2024, equation 23)."""
-    dropout: float = 0.1
+    dropout: Fraction = 0.1
     """Probability of dropping the caption or class, for classifier-free guidance."""
     sample_prompts: tuple[str, ...] = ()
     """Prompts (or class names) of the sample sheet; empty: taken from the data."""
-    guidance_scale: float = 3.0
+    guidance_scale: Number = 3.0
     """Guidance scale of the sample sheets, and the finished model's default."""
-    sample_steps: int = 20
+    sample_steps: Annotated[int, Range(1, 100_000)] = 20
     """Sampling steps of the sample sheets, and the finished model's default."""
-    grade: int = 0
+    grade: Annotated[int, Range(0, 10_000)] = 0
     """World prompts of each kind of scene graded with each sheet; the share obeyed is logged."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_min(self, {"sample_steps": 1, "grade": 0, "cache": 0})
         derived = ("sample_size", "in_channels", "num_classes", "text_dim")
         check_derived("network", self.network, derived, "it follows from the pictures and the condition")
-        check_fraction(self, "dropout")
-        if not 0 < self.shift < float("inf") or (self.shift != 1 and self.path != "flow"):
+        if not self.shift > 0 or (self.shift != 1 and self.path != "flow"):
             raise LimnerError(f"shift must be more than 0, and 1 but for the flow path, not {self.shift}")
+        if self.loss == "velocity" and (self.path, self.predicts) != ("flow", "sample"):
+            raise LimnerError("--loss velocity is for --path flow --predicts sample, whose output is not the velocity")
+        if self.snr_gamma is not None and (self.path == "flow" or self.predicts == "flow"):
+            raise LimnerError("--snr-gamma weights eps, v and sample on a path of noise levels, not flow: leave it out")
         check_cache(self)
 
     @property

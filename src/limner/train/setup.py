@@ -1,6 +1,8 @@
 """From a recipe to an untrained model."""
 
 import os
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import torch
 
 from limner.data.collection import Collection
-from limner.errors import LimnerError
+from limner.errors import LimnerError, LimnerWarning
 from limner.families import family
 from limner.files import read_json
 from limner.folders import find_part
@@ -17,10 +19,10 @@ from limner.nets.dit import DiT
 from limner.nets.vae import AutoencoderKL
 from limner.text.clip import CLIPTextConfig, CLIPTextModel
 from limner.text.conditioner import Classes, Conditioner, Nothing, NullText, NullTextConfig, Text
-from limner.text.encoder import LAST_STATE, Reads, TextEncoder
+from limner.text.encoder import LAST_STATE, AnyTokenizer, Reads, TextEncoder
 from limner.text.tokenizer import Tokenizer
 from limner.train.recipe import ContrastiveRecipe, Recipe, TextRecipe
-from limner.weights.parts import open_part
+from limner.weights.parts import account, open_part
 
 SCHEDULERS: dict[str, dict[str, Any]] = {
     "flow": {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 1.0},
@@ -69,9 +71,11 @@ def scheduler_config(recipe: Recipe) -> dict[str, Any]:
     scheduler = dict(SCHEDULERS[recipe.path])
     if recipe.path != "flow":
         return scheduler | {"prediction_type": PREDICTION_TYPES[recipe.predicts], "clip_sample": True}
-    if recipe.predicts != "flow":
-        raise LimnerError(f"the flow path is trained to predict flow, not {recipe.predicts}; set --predicts flow")
-    return scheduler | {"shift": recipe.shift}
+    if recipe.predicts not in ("flow", "sample"):
+        raise LimnerError(
+            f"the flow path is trained to predict flow or sample, not {recipe.predicts}; set --predicts flow"
+        )
+    return scheduler | {"shift": recipe.shift} | ({"prediction_type": "sample"} if recipe.predicts == "sample" else {})
 
 
 def text_conditioner(recipe: Recipe, pictures: Collection, start: Path | None, first: Model | None) -> Conditioner:
@@ -84,13 +88,13 @@ def text_conditioner(recipe: Recipe, pictures: Collection, start: Path | None, f
     if start is not None and text.pretrained is not None:  # a resumed run has its text encoder in its checkpoint
         text = replace(text, pretrained=str(start))
     encoder = make_text_encoder(text, captions, known, row.encoders[0])
-    encoder.tokenizer.encode(captions)  # a caption over the context length is an error now, not at step 10,000
+    check_captions(encoder.tokenizer, pictures, captions, fixed=known is not None or text.pretrained is not None)
     null = NullText(NullTextConfig(encoder.width)) if recipe.text.learned_null else None
     return Text([encoder], row.combine, null)
 
 
 def make_text_encoder(
-    text: TextRecipe, captions: list[str], known: Tokenizer | None = None, reads: Reads = LAST_STATE
+    text: TextRecipe, captions: list[str], known: AnyTokenizer | None = None, reads: Reads = LAST_STATE
 ) -> TextEncoder:
     """The pretrained text encoder of `text.pretrained`, or an untrained one with a tokenizer trained on `captions`.
 
@@ -103,7 +107,7 @@ def make_text_encoder(
                 f"no text encoder at {text.pretrained}: expected a folder with text_encoder/ and tokenizer/, or a run "
                 "that trains one (limner train world-text)"
             )
-        transformer = open_part(_part(root, "text_encoder"), "CLIPTextModel", CLIPTextModel).float()
+        transformer = _open_transformer(_part(root, "text_encoder"))
         return TextEncoder(Tokenizer.from_pretrained(_part(root, "tokenizer")), transformer, reads)
     tokenizer = known or Tokenizer.train(captions, vocab_size=text.vocab_size, length=text.length)
     config = CLIPTextConfig(
@@ -116,6 +120,73 @@ def make_text_encoder(
         eos_token_id=tokenizer.end,
     )
     return TextEncoder(tokenizer, CLIPTextModel(config), reads)
+
+
+def _open_transformer(folder: Path) -> CLIPTextModel:
+    """The text transformer of a folder, in float32 and without a projection, which no denoiser uses. Warns of tensors
+    that are left out."""
+    transformer = open_part(folder, "CLIPTextModel", CLIPTextModel).float()
+    unused = [name for name in account(folder, "CLIPTextModel").unused if not name.endswith(".position_ids")]
+    if transformer.config.projection_dim is not None:
+        transformer.config = replace(transformer.config, projection_dim=None)
+        del transformer.text_projection
+        unused.append("text_projection.weight")
+    if unused:
+        parts = dict.fromkeys(name.split(".")[0] for name in unused)
+        warnings.warn(
+            f"{folder}: the text encoder is used; left out: {', '.join(parts)} ({len(unused)} tensors)",
+            LimnerWarning,
+            stacklevel=2,
+        )
+    return transformer
+
+
+def over_length(tokenizer: AnyTokenizer, texts: Sequence[str]) -> dict[str, int]:
+    """The texts that have more tokens than the tokenizer's context length, and how many."""
+    try:
+        tokenizer.encode(list(texts))
+        return {}
+    except LimnerError:
+        lengths = {text: len(tokenizer.pieces(text)) for text in texts}
+        return {text: length for text, length in lengths.items() if length > tokenizer.length}
+
+
+def check_length(
+    tokenizer: AnyTokenizer, texts: Sequence[str], what: Callable[[str], str], fixed: bool, advice: str = "Shorten it"
+) -> None:
+    """LimnerError, naming the first text by `what`, where one is over the context length, which may be `fixed`."""
+    over = over_length(tokenizer, texts)
+    if not over:
+        return
+    first, length = next(iter(over.items()))
+    others = f", as are {len(over) - 1} more" if len(over) > 1 else ""
+    train = "" if fixed else f", or train with --text.length {max(over.values())}"
+    shown = first if len(first) <= 80 else f"{first[:80]}..."
+    raise LimnerError(
+        f"{what(first)} {shown!r} has {length} tokens, start and end included, and is over the text encoder's context "
+        f"length of {tokenizer.length}{others}. {advice}{train}"
+    )
+
+
+def check_captions(tokenizer: AnyTokenizer, pictures: Collection, captions: Sequence[str], fixed: bool) -> None:
+    """LimnerError, naming its picture, for a caption over the context length: before step 1, not at step 10,000."""
+    check_length(tokenizer, captions, lambda caption: f"{pictures.captioned(caption)}: the caption", fixed)
+
+
+def cut_captions(tokenizer: AnyTokenizer, captions: list[str]) -> list[str]:
+    """The captions without the last words of those over the context length, for data whose captions are drawn without
+    end, so that they cannot all be checked."""
+    over = over_length(tokenizer, captions)
+    if over:
+        warnings.warn(f"captions over {tokenizer.length} tokens are cut", LimnerWarning, stacklevel=2)
+    return [_cut(tokenizer, caption) if caption in over else caption for caption in captions]
+
+
+def _cut(tokenizer: AnyTokenizer, text: str) -> str:
+    words = text.split()
+    while words and len(tokenizer.pieces(" ".join(words))) > tokenizer.length:
+        words.pop()
+    return " ".join(words)
 
 
 def _part(root: Path, name: str) -> Path:
