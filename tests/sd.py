@@ -154,7 +154,7 @@ def theirs(
     pipe.scheduler = scheduler
     negatives = None if negative is None else [negative] * len(prompt)
     draw = torch.Generator().manual_seed(seed)
-    return pipe(prompt, negative_prompt=negatives, generator=draw, output_type="pt", **options).images
+    return pipe(prompt, negative_prompt=negatives, generator=draw, **{"output_type": "pt"} | options).images
 
 
 def ours(pipe: Pipeline, prompt: list[str], seed: Any = 3, rng: str = "torch", **options: Any) -> torch.Tensor:

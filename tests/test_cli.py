@@ -150,7 +150,8 @@ def test_schedulers_that_are_not_understood_are_refused(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, config: str, message: str
 ) -> None:
     (tmp_path / "s.json").write_text(config)
-    assert message in refused(capsys, "inspect", "schedule", str(tmp_path / "s.json"))
+    said = refused(capsys, "inspect", "schedule", str(tmp_path / "s.json"))
+    assert message in said and f"{tmp_path}/s.json" in said
 
 
 def test_help_needs_no_torch() -> None:

@@ -219,7 +219,9 @@ def test_families() -> None:
         row = family("LimnerPipeline", condition)
         assert row.network == "denoiser" and row.defaults == {"steps": 20, "guidance_scale": guidance}
         assert row.encoders == ((Reads("", -1, True),) if condition == "text" else ())
-    with pytest.raises(LimnerError, match="unknown family of models 'LimnerPipline'; did you mean 'LimnerPipeline'"):
+    with pytest.raises(
+        LimnerError, match="models of the class 'LimnerPipline' are not supported; supported: .*LimnerPipeline, "
+    ):
         family("LimnerPipline", "text")
     with pytest.raises(
         LimnerError, match=r"condition of a LimnerPipeline 'txt'; did you mean 'text'\? Known: class, n"

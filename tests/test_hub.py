@@ -193,9 +193,7 @@ def test_the_weights_are_the_best_safetensors(chosen: list[str], others: list[st
 )
 def test_pickles_are_weights_only_if_allowed(chosen: list[str], others: list[str]) -> None:
     assert choose_weights([*others, *chosen], allow_pickle=True) == chosen
-    with pytest.raises(
-        LimnerError, match=rf"pickles \({chosen[0]}\), which can run programs: refused without --allow-"
-    ):
+    with pytest.raises(LimnerError, match=rf"pickles \({chosen[0]}\).*: refused without allow_pickle=True .*--allow-"):
         choose_weights([*others, *chosen])
 
 

@@ -297,7 +297,10 @@ def test_predictions_by_name() -> None:
         (3, "linspace", {}, [9, 4, 0]),
         (1, "linspace", {"endpoint": False}, [9]),
         (1, "trailing", {}, [9]),
-        (1, "leading", {}, [0]),
+        (1, "leading", {}, [9]),
+        (1, "leading", {"offset": 1, "endpoint": False}, [9]),
+        (1, "linspace", {}, [9]),
+        (1, "linspace", {"integer": False}, [9]),
     ],
 )
 def test_spaced_by_hand(steps: int, spacing: str, options: dict, wanted: list[float]) -> None:

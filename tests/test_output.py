@@ -1,8 +1,10 @@
 """Where pictures are written, with what settings, and what is said when they cannot be."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +133,51 @@ def test_no_memory_is_one_sentence(
         main(["generate"])
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_to_stop_is_ctrl_c(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a command has open is closed, and its temporary files go."""
+    number, closed = getattr(signal, name), []
+    previous = signal.signal(number, signal.SIG_DFL)
+
+    def run(arguments: list[str]) -> None:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        finally:
+            closed.append(True)
+
+    monkeypatch.setattr("limner.cli.evaluate.run", run)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            main(["evaluate"])
+        assert (stopped.value.code, closed) == (130, [True])
+        assert capsys.readouterr().err == "limner: stopped\n"
+        signal.signal(number, signal.SIG_IGN)  # as under nohup
+        monkeypatch.setattr("limner.cli.evaluate.run", lambda arguments: os.kill(os.getpid(), number))
+        main(["evaluate"])
+    finally:
+        signal.signal(number, previous)
+
+
+def test_what_is_graded_and_written_is_tried_first_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for arguments in (["evaluate", "grade", "-m", "no/model", "-o"], ["data", "world", "--out"]):
+        with pytest.raises(SystemExit):
+            main([*arguments, f"{tmp_path}/file/x"])
+        assert f"limner: cannot write {tmp_path}/file/x" in capsys.readouterr().err
+    (tmp_path / "prompts.txt").write_text("a red star\n")
+    command = ["evaluate", "grade", "--prompts", f"{tmp_path}/prompts.txt", "--steps", "1", "-o", f"{tmp_path}/out"]
+    main(command)
+    assert capsys.readouterr().err == ""
+    main(command)
+    named = [f"limner: {tmp_path}/out/{file} is overwritten" for file in ("grade.json", "sheet.png")]
+    assert capsys.readouterr().err.splitlines() == named
+
+
 def test_a_run_s_output_is_tried_before_its_data_are_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_bytes(b"")
     for output in (f"{tmp_path}/file", f"{tmp_path}/file/x", "/proc/x"):
@@ -142,7 +189,7 @@ def test_a_run_s_output_is_tried_before_its_data_are_opened(tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "mnist-unconditional", "--seed", "9" * 23], "seed must be below 2"),
+        (["train", "mnist-unconditional", "--seed", "9" * 23], f"seed must be at most {2**64 - 1}, not 999"),
         (["train", "mnist-unconditional", "--data.path", "~nosuchuser/x"], "~nosuchuser/x: "),
         (["train", "mnist-unconditional", "--output", "~nosuchuser/x"], "~nosuchuser/x: "),
         (["generate", "x", "--device", "meta"], "nothing can be painted on the device 'meta'"),

@@ -2,6 +2,7 @@
 networks of random weights, and by what must hold of any model."""
 
 import contextlib
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -450,6 +451,15 @@ def test_a_batch_of_pictures_of_torch_s_generator_is_told_apart(four: Sides) -> 
     one = four.pipe.paint(PROMPTS, image=PICTURES[0], **request).records
     two = four.pipe.paint(PROMPTS, image=[PICTURES[0]] * 2, **request).records
     assert one != two and all("Init images: 2" in record for record in two)
+
+
+def test_a_strength_that_starts_from_noise_alone_is_told(pixels: Pipeline) -> None:
+    """A flow's first level holds nothing of the picture, and the steps of a strength are rounded up there."""
+    with pytest.warns(LimnerWarning, match="strength 0.8 of 3 steps starts from noise alone, without the picture"):
+        pixels.paint("a red star", image=grey(0), steps=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pixels.paint("a red star", image=grey(0), steps=5)
 
 
 def test_what_has_no_effect_is_told(four: Sides) -> None:

@@ -65,7 +65,7 @@ FILES: dict[str, Any] = {
 }
 PICTURE_CASES: list[tuple[dict[str, Any], dict[str, str]]] = [
     ({"variation_seed": 9, "variation_strength": 0.3}, {"Variation seed": "9", "Variation seed strength": "0.3"}),
-    ({"image": True}, {"Denoising strength": "0.8", "Steps": "3"}),
+    ({"image": True, "steps": 5}, {"Denoising strength": "0.8", "Steps": "5"}),
     ({"image": True, "strength": 0.4}, {"Denoising strength": "0.4"}),
     ({"image": True, "mask": True}, {"Denoising strength": "1"}),
     ({"image": True, "mask": True, "feather": 2}, {"Denoising strength": "1", "Feather": "2"}),
@@ -260,7 +260,7 @@ def test_a_negative_prompt_without_effect_is_warned_of(pipe: Pipeline) -> None:
     """At guidance 1 and without a condition: once, not recorded, the same picture."""
     torch.manual_seed(0)
     network = DiT(DiTConfig(8, 1, 2, 32, 1, 2)).eval().requires_grad_(False)
-    blind = Pipeline(Model(network, Nothing(), FLOW, defaults={"steps": 2, "guidance_scale": 1.0}))
+    blind = Pipeline(Model(network, Nothing(), FLOW, defaults={"steps": 3, "guidance_scale": 1.0}))
     for painter, prompt, scale, reason in [(pipe, "a red star", 1.0, "guidance 1"), (blind, "", None, "without text")]:
         plain = painter(prompt, guidance_scale=scale)[0]
         with pytest.warns(LimnerWarning) as caught:

@@ -177,7 +177,7 @@ def test_a_painter_that_obeys_and_one_that_does_not():
 def test_training_grades_as_evaluation_does(tmp_path):
     """The recipe's number of fresh prompts of each kind, with seeds from 0; the shares are those of the verdicts."""
     recipe = Recipe(
-        data=Source("world:one"), output=str(tmp_path), size=16, grade=60, text=TextRecipe(32, 1, 2, 48, 700),
+        data=Source("world:one"), output=str(tmp_path), size=32, grade=60, text=TextRecipe(32, 1, 2, 48, 700),
         network=DiTConfig(patch_size=4, hidden_size=32, depth=1, num_heads=2),
     )  # fmt: skip
     pairs = prompts("one", 60, held_out=False)

@@ -166,8 +166,17 @@ def test_what_a_configuration_leaves_out_is_diffusers_default(name: str) -> None
     assert made._replace(path=explicit.path) == explicit
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3])
-@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("pndm")])
+@pytest.mark.parametrize("name", [name for name in CASES if "flow" not in name])
+def test_one_step_starts_at_the_noisiest_level(name: str) -> None:
+    """diffusers starts at t = 0 or 1 with leading spacing and with linspace, where raw noise is left as it is."""
+    made = read_schedule(configured(name, predictions(name)[0])[1], 1)
+    assert [level.t for level in made.grid[:-1]] == pytest.approx([999.0]) and made.grid[0].rho > 10
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [("pndm-trailing", 1), *((name, steps) for name in CASES if name.startswith("pndm") for steps in (2, 3))],
+)
 def test_pndm_of_few_steps_equals_diffusers(name: str, steps: int) -> None:
     """One step is of one evaluation, and more than one of one evaluation more than steps."""
     scheduler, config = configured(name, "epsilon")

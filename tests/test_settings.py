@@ -1,5 +1,6 @@
 """What a pipeline is asked for: values of any library's types are taken, all else is refused in words."""
 
+import warnings
 from fractions import Fraction
 from typing import Any
 
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def pipe() -> Pipeline:
-    return tiny_pipeline(["a red star", "a blue circle"], steps=2)
+    return tiny_pipeline(["a red star", "a blue circle"], steps=3)
 
 
 def test_every_setting_is_checked() -> None:
@@ -41,6 +42,20 @@ def test_numbers_of_any_library_are_taken(pipe: Pipeline) -> None:
     assert one.records == two.records
     assert torch.equal(list(one.steps)[-1].x, list(two.steps)[-1].x)
     assert pipe.paint(("a red star",), seed=[np.int64(7)]).records == pipe.paint("a red star", seed=7).records
+    several = pipe.paint("a red star", num_images=2, seed=[7, 9]).records
+    for seeds in (np.array([7, 9]), torch.tensor([7, 9]), range(7, 10, 2)):
+        assert pipe.paint("a red star", num_images=2, seed=seeds).records == several
+
+
+@pytest.mark.parametrize(("options", "told"), [({}, True), ({"steps": 1}, False), ({"steps": 3}, False),
+                                                ({"shift": 100.0}, False)])  # fmt: skip
+def test_two_steps_of_which_one_is_wasted_are_told(pipe: Pipeline, options: dict[str, Any], told: bool) -> None:
+    """A flow's grid of two steps has its inner level at a noise of 1/1000."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pipe.paint("a red star", **{"steps": 2} | options)
+    start = "the second of these 2 steps starts at a noise of 0.001 and changes next to nothing; take 1 step"
+    assert [str(each.message) for each in caught] == told * [f"{start}, or more than 2"]
 
 
 @pytest.mark.parametrize(
@@ -58,16 +73,23 @@ def test_numbers_of_any_library_are_taken(pipe: Pipeline) -> None:
         ({"width": "8"}, "width must be a whole number, not '8'"),
         ({"num_images": 0}, "the number of pictures must be at least 1, not 0"),
         ({"num_images": 1.5}, "num_images must be a whole number, not 1.5"),
-        ({"seed": "7"}, "seed must be a whole number, not '7'|seeds were given"),
+        ({"seed": "7"}, "seed must be a whole number, not '7'"),
         ({"seed": 1.5}, "seed must be a whole number, not 1.5"),
         ({"seed": None}, "seed must be a whole number, not None"),
         ({"seed": -1}, "seed -1 must be a whole number from 0"),
         ({"seed": [1, "2"], "num_images": 2}, "seed must be a whole number, not '2'"),
         ({"guidance_scale": float("nan")}, "guidance_scale must be a number, not nan"),
         ({"guidance_scale": float("inf")}, "guidance_scale must be finite, not inf"),
+        ({"shift": float("inf")}, "shift must be finite, not inf"),
+        ({"shift": 0}, "shift 0: only flow models have a shift, and it must be more than 0"),
         ({"guidance_scale": "high"}, "guidance_scale must be a number, not 'high'"),
         ({"guidance_interval": 3}, "guidance_interval must be two numbers, not 3"),
         ({"guidance_interval": (5, 1)}, "guidance between 5 and 1 is nowhere"),
+        (
+            {"guidance_interval": (-5, -1)},
+            "guidance between -5 and -1 acts at none of the 3 steps, whose noise-to-signal ratios are from 0.001 to",
+        ),
+        ({"guidance_interval": (0.1, 0.11), "steps": 4}, "guidance between 0.1 and 0.11 acts at none of the 4 steps"),
         ({"eta": 10, "sampler": "ddim"}, "eta must be from 0 to 1, not 10"),
         ({"eta": -1, "sampler": "ddim"}, "eta must be from 0 to 1, not -1"),
         ({"shift": 10**400}, "shift must be a number"),

@@ -422,6 +422,13 @@ def test_a_missing_file_and_an_empty_row_are_broken_pictures(colours):
         Pictures([None], "rows").image(0)
 
 
+@pytest.mark.parametrize("value", [float("nan"), 7, -0.01, 1.01, float("inf"), True, "some"])
+def test_the_share_of_broken_pictures_is_from_0_to_1(value):
+    with pytest.raises(LimnerError, match="max_broken must be (from 0 to 1|a number), not"):
+        Source(max_broken=value)
+    assert [Source(max_broken=share).max_broken for share in (0, 0.5, 1)] == [0, 0.5, 1]
+
+
 def test_the_settings_are_imported_without_the_heavy_libraries():
     heavy = "import sys, limner.data.sources; print({'torch', 'datasets', 'numpy', 'PIL'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True).stdout == "set()\n"

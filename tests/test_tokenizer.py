@@ -206,6 +206,8 @@ def test_trained_round_trip(trained, tmp_path):
         "<|startoftext|>", "purple</w>", "star</w>", "<|endoftext|>",
     ]  # fmt: skip
     assert len({tuple(row) for row in ids.tolist()}) == len(CAPTIONS)
+    for stale in ("special_tokens_map.json", "vocab.json", "merges.txt"):  # of another tokenizer
+        (tmp_path / stale).write_text('{"pad_token": "!"}')
     trained.save(tmp_path)
     again = Tokenizer.from_pretrained(tmp_path)
     attributes = ("start", "end", "pad", "length", "vocab_size")

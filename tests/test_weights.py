@@ -145,6 +145,8 @@ def test_names_are_mapped_and_still_accounted_for(tmp_path: Path) -> None:
         load(lambda: CLIPTextModel(TEXT), file, rename=clip_text)
     twice = {"text_model.final_layer_norm.bias": torch.zeros(32)}
     save_file(short | twice, file)
+    load(lambda: CLIPTextModel(TEXT), file, rename=clip_text)  # the same values under both names
+    save_file(short | {"text_model.final_layer_norm.bias": torch.ones(32)}, file)
     with pytest.raises(LimnerError, match=r"holds text_model\.final_layer_norm\.bias twice"):
         load(lambda: CLIPTextModel(TEXT), file, rename=clip_text)
 
@@ -154,7 +156,7 @@ def test_names_are_mapped_and_still_accounted_for(tmp_path: Path) -> None:
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "git-LFS pointer.*git lfs pull"),
         (b"\n<!DOCTYPE html>\n<html></html>", "web page"),
-        (pickle.dumps({"weight": [1.0] * 99}), "it is a pickle, which can run programs.*--allow-pickle .*, named .bin"),
+        (pickle.dumps({"weight": [1.0] * 99}), "it is a pickle, which can run programs.*--allow-pickle\\), named .bin"),
         (b"PK\x03\x04" + bytes(99), "zip archive, as torch.save writes: a pickle, .*--allow-pickle"),
         (b"GGUF" + bytes(99), "GGUF"),
         (b'{"metadata": {}, "weight_map": {}}', "it is JSON, not weights"),
@@ -367,7 +369,7 @@ def test_entries_of_a_network_that_cannot_be_used(model: Path, entries: dict[str
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"_class_name": "LimnerPipline"}, r"model_index\.json: unknown family .*; did you mean 'LimnerPipeline'"),
+        ({"_class_name": "LimnerPipline"}, r"model_index\.json: models of the class 'LimnerPipline' are not supported"),
         ({"class_names": 3}, r"model_index\.json: class_names must be a list of different names, not 3"),
         ({"class_names": ["a"]}, r"/model: the DiT's num_classes is 2, but there are 1 class names"),
         ({"defaults": None}, r"model_index\.json: defaults must be an object .*, not None"),
@@ -397,7 +399,7 @@ def test_entries_of_an_index_that_cannot_be_used(model: Path, entries: dict[str,
 )
 def test_entries_of_a_scheduler_that_cannot_be_used(model: Path, entries: dict[str, Any], message: str) -> None:
     edit(model / "scheduler/scheduler_config.json", **entries)
-    with pytest.raises(LimnerError, match=f"the scheduler's {message}"):
+    with pytest.raises(LimnerError, match=f"^model/scheduler/scheduler_config.json: {message}"):
         Pipeline.from_pretrained(model)("a")
 
 

@@ -10,20 +10,22 @@ from limner.errors import LimnerError, unknown
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
+MAX_REASON = 60  # characters of torch's reason that are repeated
 # Parameters of mallopt(3), in glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
-def find_device(name: str) -> torch.device:
+def find_device(name: str | torch.device) -> torch.device:
     """The device called `name`; "auto" is cuda, else mps, else cpu. Raises LimnerError for one that is not here."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise LimnerError(f"device {name!r} cannot be used here ({reason}); try --device cpu") from error
+        why = f" ({reason})" if len(reason) <= MAX_REASON else ""  # torch may list its operators and backends
+        raise LimnerError(f"device {str(name)!r:.60} cannot be used here{why}; try --device cpu") from error
     return device
 
 
@@ -48,14 +50,15 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def dtypes_of(text: str, auto: torch.dtype, parts: Iterable[str]) -> dict[str, torch.dtype]:
-    """The dtype of each part: one name for all ("bfloat16"; "auto" is `auto`), then exceptions ("auto,vae=float32").
+def dtypes_of(text: str | torch.dtype, auto: torch.dtype, parts: Iterable[str]) -> dict[str, torch.dtype]:
+    """The dtype of each part: one for all, torch's or its name ("bfloat16"; "auto" is `auto`), then exceptions
+    ("auto,vae=float32").
 
     Raises LimnerError for an unknown dtype or part.
     """
     known = DTYPES | {"auto": auto}
     dtypes = dict.fromkeys(parts, auto)
-    for entry in text.split(","):
+    for entry in str(text).removeprefix("torch.").split(","):
         name, equals, value = entry.strip().rpartition("=")
         if value not in known:
             raise unknown("dtype", value, known)

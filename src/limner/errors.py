@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MAX_NAME = 200  # characters of a name that a message repeats
+
 
 class LimnerError(ValueError):
     """Bad input: a name, a number, a file or a checkpoint that cannot be used as given."""
@@ -15,6 +17,10 @@ class LimnerError(ValueError):
 
 class BrokenPicture(LimnerError):
     """A picture that cannot be decoded, or whose values have no known white."""
+
+
+class ConfigError(LimnerError):
+    """An entry of a configuration that cannot be used; who has read the file says which it is."""
 
 
 class LimnerWarning(UserWarning):
@@ -31,6 +37,6 @@ def warn_no_effect(reason: str, **options: object) -> None:
 def unknown(kind: str, name: str, known: Iterable[str]) -> LimnerError:
     """The error for a `name` that is not among the `known` ones; it suggests the closest of them."""
     known = sorted(known)
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    near = get_close_matches(name[:MAX_NAME], known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else "."
-    return LimnerError(f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}")
+    return LimnerError(f"unknown {kind} {name!r:.200}{hint} Known: {', '.join(each[:MAX_NAME] for each in known)}")

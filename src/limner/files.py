@@ -1,8 +1,10 @@
-"""Atomic writes, JSON files, and validation of configuration dataclasses."""
+"""Atomic writes, JSON files, what a file is by its first bytes, and validation of configuration dataclasses."""
 
+import codecs
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import NoneType, UnionType
@@ -11,6 +13,31 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from limner.errors import LimnerError
 
 Config = TypeVar("Config")
+JSON, SAFETENSORS, PICTURE = "JSON", "a safetensors file", "a picture"
+PICKLE, ZIP = "a pickle", "a zip archive, as torch.save writes: a pickle"
+# The kind of a file by its first bytes, after a byte-order mark and white space, and what to do about it.
+SIGNATURES = {
+    rb".{5}\0{3}\{": SAFETENSORS,  # the length of a header in 8 bytes, which may look like anything, and the header
+    rb"version https://git-lfs": "a git-LFS pointer, not the file itself: fetch it with `git lfs pull`",
+    rb"<\?xml|<Error": "an answer in XML, not the file itself: the address is not that of a file, or needs a login",
+    rb"<": "a web page, not the file itself: the address is not that of a file, or needs a login",
+    rb"[{\[\"]": JSON,
+    rb"PK\x03\x04.{26}[^\0]*?\.npy": "an archive of NumPy (npz)",
+    rb"PK": ZIP,
+    rb"\x80[\x01-\x05]": PICKLE,
+    rb"\x93NUMPY": "an array of NumPy (npy)",
+    rb"\x89HDF": "an HDF5 file, as Keras writes",
+    rb"GGUF": "a GGUF file, which limner does not read; take the safetensors of the same model",
+    rb"\x28\xb5\x2f\xfd": "packed with zstd: unpack it",
+    rb"\x1f\x8b": "packed with gzip: unpack it",
+    rb"\xfd7zXZ": "packed with xz: unpack it",
+    rb"BZh\d": "packed with bzip2: unpack it",
+    rb"7z\xbc\xaf": "a 7z archive: unpack it",
+    rb".{257}ustar": "a tar archive: unpack it",
+    rb"\x89PNG|\xff\xd8\xff|GIF8": PICTURE,
+    rb"%PDF": "a PDF",
+    rb"\xff\xfe|\xfe\xff": "text in UTF-16: save it as UTF-8",
+}
 TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "an object",
          NoneType: "null", tuple: "a list"}  # fmt: skip
 MAX_INT = 2**31 - 1  # torch accepts any integer up to this as the size of a dimension
@@ -19,9 +46,9 @@ MAX_LAYERS = 512  # more than any published network has, and few enough to build
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary path in the same folder, then rename it to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         os.replace(temporary, path)
     except OSError as error:
@@ -62,10 +89,37 @@ def read_json(path: Path) -> dict[str, Any]:
     except RecursionError as error:
         raise LimnerError(f"{path} is not valid JSON: it is nested too deeply") from error
     except ValueError as error:  # not JSON, not UTF-8, or a number of thousands of digits
-        raise LimnerError(f"{path} is not valid JSON: {error}") from error
+        raise LimnerError(f"{path} is not valid JSON: {other_kind(path, JSON) or error}") from error
     if not isinstance(content, dict):
         raise LimnerError(f"{path} holds a {type(content).__name__}; expected an object of names and values")
     return content
+
+
+def recognize(path: Path) -> str | None:
+    """The kind of a file, as SIGNATURES has it, by its first bytes; None where they say nothing."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError:
+        return None
+    if not start:
+        return "empty"
+    stripped = start.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
+    for signature, kind in SIGNATURES.items():
+        if re.match(signature, start, re.DOTALL) or re.match(signature, stripped, re.DOTALL):
+            return kind
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(stripped)  # its last letter may be cut
+    except UnicodeDecodeError:
+        return None
+    is_text = len(text) > 7 and all(letter.isprintable() or letter.isspace() for letter in text)
+    return f"text that begins {text[:40]!r}" if is_text else None
+
+
+def other_kind(path: Path, *expected: str) -> str | None:
+    """ "it is ..." of a file that is recognized as none of the expected kinds, else None."""
+    kind = recognize(path)
+    return None if kind is None or kind in expected else f"it is {kind}"
 
 
 def read_config(path: Path, parse: Callable[[dict[str, Any]], Config]) -> Config:

@@ -27,12 +27,13 @@ class Defaults:
 @dataclass(frozen=True)
 class Index:
     """A parsed model_index.json: the pipeline's class name, its parts as {folder: (library, class)}, the class names
-    (empty unless class-conditional), and the default settings."""
+    (empty unless class-conditional), the default settings, and the parts that are said to be absent (nulls)."""
 
     pipeline: str
     parts: dict[str, tuple[str, str]]
     class_names: tuple[str, ...]
     defaults: Defaults
+    absent: frozenset[str] = frozenset()
 
     def class_of(self, folder: str, default: str) -> str:
         """The class of the part in `folder`, or `default` if the index does not list it."""
@@ -44,11 +45,12 @@ class Index:
         defaults = content.get("defaults", {})
         if not isinstance(pipeline, str):
             raise LimnerError(f"_class_name must be a text, not {pipeline!r:.60}")
-        if not isinstance(names, list) or not all(isinstance(n, str) for n in names) or len(set(names)) < len(names):
+        if not isinstance(names, list) or not all(map(_is_text, names)) or len(set(names)) < len(names):
             raise LimnerError(f"class_names must be a list of different names, not {names!r:.60}")
         if not isinstance(defaults, dict):
             raise LimnerError(f"defaults must be an object of names and values, not {defaults!r:.60}")
         parts: dict[str, tuple[str, str]] = {}
+        absent = frozenset(folder for folder, part in content.items() if part == [None, None])
         for folder, part in content.items():
             if folder == "class_names" or folder.startswith("_") or not isinstance(part, list) or part == [None, None]:
                 continue  # a pipeline setting such as requires_safety_checker, or diffusers' nulls for an absent part
@@ -57,7 +59,12 @@ class Index:
             if not re.fullmatch(r"\w+", folder):
                 raise LimnerError(f"{folder!r:.60} cannot be the folder of a part: expected letters, digits and _")
             parts[folder] = (part[0], part[1])
-        return cls(pipeline, parts, tuple(names), from_entries(Defaults, defaults, "how to paint (defaults)"))
+        return cls(pipeline, parts, tuple(names), from_entries(Defaults, defaults, "how to paint (defaults)"), absent)
+
+
+def _is_text(value: Any) -> bool:
+    """Whether `value` is a text of whole characters, without lone surrogates."""
+    return isinstance(value, str) and not re.search(r"[\ud800-\udfff]", value)
 
 
 def find_model(source: str | Path | None) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from limner.errors import BrokenPicture, LimnerError
-from limner.files import expand
+from limner.files import PICTURE, expand, other_kind
 
 MAX_PIXELS = 2**27  # of a picture that is read; larger ones are refused before they are decoded
 ORIENTATION = 0x0112  # the EXIF tag
@@ -43,9 +43,11 @@ def read_image(source: Source, name: str | None = None) -> Image.Image:
     except Image.DecompressionBombError as error:  # of its header, before ours
         raise BrokenPicture(f"{name} cannot be read as a picture: it has more than {MAX_PIXELS} pixels") from error
     except Image.UnidentifiedImageError as error:  # its own words name a buffer, not the file
-        raise BrokenPicture(f"{name} cannot be read as a picture: no kind of picture that is known") from error
-    except MemoryError:
-        raise
+        kind = other_kind(expand(source), PICTURE) if isinstance(source, str | os.PathLike) else None
+        reason = "no kind of picture that is known" + (f"; {kind}" if kind else "")
+        raise BrokenPicture(f"{name} cannot be read as a picture: {reason}") from error
+    except MemoryError as error:  # decoders take what the header says
+        raise BrokenPicture(f"{name} cannot be read as a picture: it needs more memory than there is") from error
     except Exception as error:  # decoders raise whatever they meet
         raise BrokenPicture(f"{name} cannot be read as a picture: {str(error) or type(error).__name__}") from error
 
@@ -100,7 +102,11 @@ def _grey(image: Image.Image, inverted: bool) -> Image.Image:
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= white):  # NaN fails both
         raise ValueError(f"its values go from {low:g} to {high:g}; expected 0 to {white:g}")
-    return Image.fromarray(np.rint((white - values if inverted else values) * (255 / white)).astype(np.uint8))
+    scaled = values.astype(np.float32)  # a copy, worked on in place: it may have MAX_PIXELS values
+    if inverted:
+        np.subtract(white, scaled, out=scaled)
+    np.multiply(scaled, 255 / white, out=scaled)
+    return Image.fromarray(np.rint(scaled, out=scaled).astype(np.uint8))
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:

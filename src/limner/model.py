@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,17 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from limner.devices import dtypes_of, fast_dtype, find_device, keep_freed_memory
-from limner.errors import LimnerError
+from limner.errors import LimnerError, unknown
 from limner.families import Family, family
 from limner.files import read_config, read_json, write_json
 from limner.folders import Index, find_model
 from limner.nets.network import Network
 from limner.nets.vae import AutoencoderKL
-from limner.text.clip import CLIPTextModel
 from limner.text.conditioner import Classes, Conditioner, Nothing, NullText, Text
-from limner.text.encoder import Reads, TextEncoder
-from limner.text.tokenizer import Tokenizer
-from limner.weights.parts import open_part, save_part
+from limner.text.encoder import AnyTokenizer, LeftOut, Reads, TextEncoder, open_tokenizer
+from limner.text.transformer import TextTransformer
+from limner.weights.parts import open_part, read_part_config, save_part
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -42,17 +42,19 @@ class Model:
     def open(
         cls,
         source: str | Path | None = None,
-        device: str = "cpu",
-        dtype: str = "float32",
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = "float32",
         allow_pickle: bool = False,
+        without: Sequence[str] = (),
     ) -> "Model":
         """Open a model folder, a training run (its newest checkpoint), a model of the hub ("owner/name"), or, with
         None, the shipped model.
 
         `device` is torch's name or auto: cuda, mps or cpu. `dtype` is float32, bfloat16, float16 or auto: bfloat16
         where the device has it natively and the family tolerates it; "auto,vae=float32" makes an exception of a part.
-        `allow_pickle` opens weights that torch.save wrote, which run no code. Raises LimnerError for any other folder,
-        and for files that are truncated, hold other tensors or are incompatible with each other.
+        `allow_pickle` opens weights that torch.save wrote, which run no code. The text encoders `without` are left out
+        where the family has several: t5, clip_l, clip_g. Raises LimnerError for any other folder, and for files that
+        are truncated, hold other tensors or are incompatible with each other.
         """
         keep_freed_memory()
         folder, where = find_model(source), find_device(device)
@@ -60,9 +62,10 @@ class Model:
         row = _family_of(index, folder)
         auto = fast_dtype(where) if row.tolerates_bf16 else torch.float32
         parts = Parts(folder, index, dtypes_of(dtype, auto, _part_names(row, index)), allow_pickle)
+        network = parts.open(row.network, row.network_class, Network)
         model = cls(
-            parts.open(row.network, row.network_class, Network),
-            _open_conditioner(parts, row),
+            network,
+            _open_conditioner(parts, row, network, without),
             read_json(folder / "scheduler/scheduler_config.json"),
             parts.open("vae", "AutoencoderKL", AutoencoderKL) if "vae" in index.parts else None,
             row.defaults | {name: value for name, value in asdict(index.defaults).items() if value is not None},
@@ -80,7 +83,10 @@ class Model:
         index |= {name: save_part(part, folder / name, dtype) for name, part in self.parts().items()}
         for name, tokenizer in self.tokenizers().items():
             tokenizer.save(folder / name)
-            index[name] = ("transformers", "CLIPTokenizer")
+            index[name] = ("transformers", tokenizer.published_name)
+        encoders = family(self.pipeline, self.conditioner.kind).encoders
+        absent = [name for reads in encoders for name in (reads.folder, reads.tokenizer) if name not in index]
+        index |= dict.fromkeys(absent, (None, None))
         write_json(folder / "scheduler/scheduler_config.json", self.scheduler)
         index["scheduler"] = ("diffusers", self.scheduler.get("_class_name", ""))
         index |= {"class_names": self.conditioner.names} if self.conditioner.names else {}
@@ -94,7 +100,7 @@ class Model:
         parts: dict[str, nn.Module] = {network: self.network} | self.conditioner.parts()
         return parts | ({"vae": self.autoencoder} if self.autoencoder is not None else {})
 
-    def tokenizers(self) -> dict[str, Tokenizer]:
+    def tokenizers(self) -> dict[str, AnyTokenizer]:
         """The tokenizers, by their folders."""
         return self.conditioner.tokenizers()
 
@@ -181,7 +187,7 @@ def _family_of(index: Index, folder: Path) -> Family:
 def _part_names(row: Family, index: Index) -> list[str]:
     """The folders of the parts with weights that a model of this family opens."""
     optional = [name for name in ("vae", "null_text") if name in index.parts]
-    return [row.network, *(f"text_encoder{reads.suffix}" for reads in row.encoders), *optional]
+    return [row.network, *(reads.folder for reads in row.encoders), *optional]
 
 
 @dataclass(frozen=True)
@@ -199,22 +205,44 @@ class Parts:
         return open_part(self.folder / name, kind, base, self.dtypes[name], self.allow_pickle)
 
 
-def _open_conditioner(parts: Parts, row: Family) -> Conditioner:
+def _open_conditioner(parts: Parts, row: Family, network: Network, without: Sequence[str]) -> Conditioner:
+    """The conditioner of the family. The text encoders `without`, and those that are null in the index, are left
+    out."""
+    names = [reads.name for reads in row.encoders if reads.name]
+    for name in without:
+        if name not in names:
+            raise unknown("text encoder that can be left out", name, names)
     if parts.index.class_names:
         return Classes(parts.index.class_names)
     if not row.encoders:
         return Nothing()
 
-    def open_encoder(reads: Reads) -> TextEncoder:
-        folder = parts.folder / f"tokenizer{reads.suffix}"
-        transformer = parts.open(f"text_encoder{reads.suffix}", "CLIPTextModel", CLIPTextModel)
+    def open_encoder(reads: Reads) -> TextEncoder | LeftOut:
+        if reads.name in without or (reads.name and reads.folder in parts.index.absent):
+            return _left_out(parts, reads, network)
+        if reads.name and not (parts.folder / reads.folder).is_dir():
+            missing = f"{parts.folder} has no {reads.folder}, the text encoder {reads.name}"
+            raise LimnerError(f"{missing}; fetch it, or leave it out (--without {reads.name})")
+        transformer = parts.open(reads.folder, "CLIPTextModel", TextTransformer)
+        folder = parts.folder / reads.tokenizer
         try:
-            return TextEncoder(Tokenizer.from_pretrained(folder), transformer, reads)
+            return TextEncoder(open_tokenizer(folder), transformer, reads)
         except LimnerError as error:
             raise LimnerError(f"{folder}: {error}") from error
 
     null = parts.open("null_text", "NullText", NullText) if "null_text" in parts.index.parts else None
-    return Text([open_encoder(reads) for reads in row.encoders], row.combine, null)
+    return Text([open_encoder(reads) for reads in row.encoders], row.combine, null, row.width)
+
+
+def _left_out(parts: Parts, reads: Reads, network: Network) -> LeftOut:
+    """The stand-in of a text encoder, whose widths its config.json tells. Without that file, states of a fixed length
+    have the network's width and no pooled state."""
+    folder = parts.folder / reads.folder
+    if reads.length is not None and not (folder / "config.json").is_file():
+        return LeftOut(reads, reads.length, network.text_width, 0)
+    config = read_part_config(folder, parts.index.class_of(reads.folder, "CLIPTextModelWithProjection"))
+    length = reads.length or config.max_position_embeddings
+    return LeftOut(reads, length, config.hidden_size, getattr(config, "projection_dim", None) or 0)
 
 
 def check_compatible(model: Model, folder: Path) -> None:

@@ -16,11 +16,13 @@ from torch import Tensor
 from limner.errors import LimnerError, LimnerWarning
 from limner.files import write_atomically
 
+MAX_MARKER = 65533  # bytes of the EXIF block of a JPEG
+
 
 def to_pictures(x: Tensor) -> list[Image.Image]:
     """x (B, 1 or 3, H, W) in [-1, 1] -> PIL pictures, mode L or RGB. Raises LimnerError for values not finite."""
     if not bool(torch.isfinite(x).all()):
-        raise LimnerError("the picture holds values that are not numbers; try --dtype float32 or less guidance")
+        raise LimnerError("the picture holds values that are not numbers; try less guidance")
     pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(p[..., 0] if p.shape[-1] == 1 else p) for p in pixels]
 
@@ -92,14 +94,28 @@ def check_format(path: Path) -> None:
 
 def save(picture: Image.Image, path: Path, parameters: str | None = None) -> None:
     """Write the picture atomically, with `parameters`, by default the picture's own, as AUTOMATIC1111 stores them: the
-    text chunk of a PNG, the EXIF comment of a JPEG, WebP or AVIF. Warns for a kind of file that has no place for them.
+    text chunk of a PNG, the EXIF comment of a JPEG, WebP or AVIF. Warns where the file has no place for them.
     """
     kind = image_format(path)
     parameters = picture.info.get("parameters", "") if parameters is None else parameters
-    if parameters and kind not in PARAMETERS:
-        warnings.warn(f"the settings are not stored: a {kind} file has no place for them", LimnerWarning, stacklevel=2)
     extra = PARAMETERS[kind](parameters) if parameters and kind in PARAMETERS else {}
-    write_atomically(path, lambda temporary: picture.save(temporary, format=kind, **extra))
+    if kind == "JPEG" and len(extra.get("exif", b"")) > MAX_MARKER:
+        extra = {}
+    if parameters and not extra:
+        what = f"{len(parameters)} characters" if kind in PARAMETERS else "them"
+        warnings.warn(
+            f"the settings are not stored: a {kind} file has no place for {what}", LimnerWarning, stacklevel=2
+        )
+
+    def write(temporary: Path) -> None:
+        try:
+            picture.save(temporary, format=kind, **extra)
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # encoders raise whatever they meet, as for a side too long for the kind of file
+            raise LimnerError(f"cannot write {path} as {kind} ({error}); end it in .png") from error
+
+    write_atomically(path, write)
 
 
 def _text_chunk(parameters: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Pipeline: prompts, pictures and masks in, pictures out, each with its generation parameters."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,10 +11,11 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from limner.advice import check_interval, warn_noise_alone, warn_wasted
 from limner.canvas import Canvas, Frame, blank_canvas, open_canvas, plan, read_pictures
 from limner.checks import as_text, as_whole
 from limner.denoise import Denoise, Denoiser, cfg, clip, interval
-from limner.errors import LimnerError, LimnerWarning, unknown, warn_no_effect
+from limner.errors import ConfigError, LimnerError, LimnerWarning, unknown, warn_no_effect
 from limner.images import Source
 from limner.model import Model
 from limner.nets.network import take
@@ -64,12 +65,13 @@ class Pipeline:
     def from_pretrained(
         cls,
         source: str | Path | None = None,
-        device: str = "cpu",
-        dtype: str = "float32",
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = "float32",
         allow_pickle: bool = False,
+        without: Sequence[str] = (),
     ) -> "Pipeline":
         """`Model.open` as a pipeline: a model folder, a training run or, with None, the shipped model."""
-        return cls(Model.open(source, device, dtype, allow_pickle))
+        return cls(Model.open(source, device, dtype, allow_pickle, without))
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write a folder that `from_pretrained` can load; `dtype` converts the saved weights."""
@@ -108,7 +110,7 @@ class Pipeline:
         image: Source | Sequence[Source] | None = None,
         mask: Source | Sequence[Source] | None = None,
         num_images: int = 1,
-        seed: int | Sequence[int] = 0,
+        seed: int | Iterable[int] = 0,
         **options: Any,
     ) -> Painting:
         """Prepare a batch for step-by-step sampling. Prompts are encoded here, once for all steps.
@@ -127,8 +129,9 @@ class Pipeline:
         prompts = [p for p in asked for _ in range(num_images)]
         canvas, settings = self._canvas(image, mask, settings, len(asked))
         schedule, scale = self.resolve(settings)
+        warn_wasted(schedule.grid)
         size = self._size(settings)
-        draws, seeds = self._noise(seed, len(prompts), size, settings)
+        draws, places = self._noise(_seeds(seed), len(prompts), size, settings)
         if scale == 1.0:
             reason = "guidance 1" if self.model.conditioner.acts else "a model without text"
             warn_no_effect(reason, guidance_rescale=settings.guidance_rescale,
@@ -136,13 +139,14 @@ class Pipeline:
             negative_prompt, settings = None, replace(settings, guidance_rescale=0.0, guidance_interval=None)
         entries = settings_entries(settings, schedule, scale, size, self.model.name, self.model.precision)
         start, schedule = self._start(canvas, size, schedule, settings.strength, draws)
+        check_interval(settings.guidance_interval, schedule.grid)
         denoise = self._denoise(prompts, negative_prompt, scale, schedule, settings, start)
         hashes = [{}] if canvas is None else canvas.hashes
         if settings.rng == "torch" and len(hashes) > 1:  # each draws a posterior of its own
             entries["Init images"] = len(hashes)
         records = [
             parameters_text(p, negative_prompt or "", entries | each | hashes[k * len(hashes) // len(prompts)])
-            for k, (p, each) in enumerate(zip(prompts, seeds, strict=True))
+            for k, (p, each) in enumerate(zip(prompts, places, strict=True))
         ]
         paste = partial(canvas.paste, feather=settings.feather or 0) if canvas and settings.paste else list
         return Painting(_run(denoise, start, schedule, draws), records, paste)
@@ -192,15 +196,19 @@ class Pipeline:
                 return start_from_noise(schedule, draws), schedule
             canvas, strength = blank_canvas(size, self.model.channels), 1.0
         schedule = schedule.cut(strength or 0.0)
+        warn_noise_alone(schedule.grid, strength or 0.0)
         return start_from_picture(self.model, canvas, schedule, strength or 0.0, draws), schedule
 
     def resolve(self, settings: Settings) -> tuple[Schedule, float]:
         """The schedule and the guidance scale, the model's defaults filled in."""
         model = self.model
         steps = settings.steps if settings.steps is not None else model.defaults["steps"]
-        schedule = read_schedule(
-            model.scheduler, steps, settings.sampler, settings.schedule, settings.eta, settings.shift
-        )
+        options = (settings.sampler, settings.schedule, settings.eta, settings.shift)
+        tokens = model.network.tokens(*(side // model.factor for side in self._size(settings)))
+        try:
+            schedule = read_schedule(model.scheduler, steps, *options, tokens)
+        except ConfigError as error:
+            raise LimnerError(f"{model.name}/scheduler/scheduler_config.json: {error}") from error
         check_grid(schedule.grid)
         scale = settings.guidance_scale
         if not model.conditioner.acts:
@@ -222,7 +230,7 @@ class Pipeline:
         return width, height
 
     def _noise(
-        self, seed: int | Sequence[int], pictures: int, size: tuple[int, int], settings: Settings
+        self, seed: int | list[int], pictures: int, size: tuple[int, int], settings: Settings
     ) -> tuple[Draws, list[dict[str, object]]]:
         """The noise of the batch, and the entries about it in each picture's record."""
         width, height = (side // self.model.factor for side in size)
@@ -230,7 +238,7 @@ class Pipeline:
         if settings.rng == "torch":
             if settings.variation_seed is not None:
                 raise LimnerError("a variation turns keyed noise; leave --rng torch out")
-            if isinstance(seed, Sequence):
+            if isinstance(seed, list):
                 raise LimnerError("rng torch has one generator for the whole batch: give one seed, not a list")
             places: list[dict[str, object]] = [
                 {"Batch size": pictures, "Batch pos": k} if pictures > 1 else {} for k in range(pictures)
@@ -241,7 +249,7 @@ class Pipeline:
             raise unknown("rng", settings.rng, ["keyed", "torch"])
         # All variations are of one picture, as AUTOMATIC1111 counts.
         stride = 1 if settings.variation_seed is None else 0
-        seeds = list(seed) if isinstance(seed, Sequence) else [check_seed(seed) + stride * k for k in range(pictures)]
+        seeds = seed if isinstance(seed, list) else [check_seed(seed) + stride * k for k in range(pictures)]
         if len(seeds) != pictures:
             raise LimnerError(f"{len(seeds)} seeds were given for {pictures} pictures; give one each, or one number")
         entries: list[dict[str, object]] = [{"Seed": each} for each in seeds]
@@ -287,6 +295,13 @@ def _texts(prompt: str | Sequence[str]) -> list[str]:
     if not prompts:
         raise LimnerError('no prompt was given; for a picture of nothing in particular give ""')
     return [as_text("prompt", each) for each in prompts]
+
+
+def _seeds(seed: int | Iterable[int]) -> int | list[int]:
+    """One seed or several; a tensor without dimensions is one."""
+    if isinstance(seed, Iterable) and getattr(seed, "ndim", 1) != 0:
+        return [as_whole("seed", each) for each in seed]
+    return as_whole("seed", seed)
 
 
 def _run(denoise: Denoise, start: Start, schedule: Schedule, draws: Draws) -> Iterator[Progress]:

@@ -1,11 +1,14 @@
 """Generation parameters in AUTOMATIC1111's PNG text format: enough to reproduce a picture."""
 
 import json
+import re
 from collections.abc import Mapping
 from importlib.metadata import version
 
 from limner.schedulers import Schedule
 from limner.settings import Settings
+
+NEGATIVE = re.compile(r"(?<!\s)\s++(?=Negative prompt:)")  # linear in the white space
 
 
 def settings_entries(
@@ -40,9 +43,12 @@ def settings_entries(
 
 def parameters_text(prompt: str, negative_prompt: str, entries: Mapping[str, object]) -> str:
     """The prompt, the negative prompt, then "Steps: 20, Sampler: euler, ...". Values with a comma, a colon, a quote or
-    a newline are quoted as JSON; None values are omitted."""
+    a newline are quoted as JSON; None values are omitted, and what is no character, as in a file's name, is escaped."""
+    # White space of any kind is the same to a tokenizer; a line of the prompt that begins so would be split off.
+    prompt, negative_prompt = (NEGATIVE.sub(" ", text) for text in (prompt, negative_prompt))
     lines = [prompt, *([f"Negative prompt: {negative_prompt}"] if negative_prompt else [])]
-    return "\n".join([*lines, ", ".join(f"{name}: {_quoted(v)}" for name, v in entries.items() if v is not None)])
+    text = "\n".join([*lines, ", ".join(f"{name}: {_quoted(v)}" for name, v in entries.items() if v is not None)])
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _quoted(value: object) -> str:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from limner.errors import LimnerError, unknown
+from limner.entries import get_bool, get_float, get_int, get_str
+from limner.errors import ConfigError, LimnerError, unknown
 from limner.files import is_number
 from limner.noise.grids import (
     CLEAN,
@@ -41,12 +42,12 @@ class Schedule(NamedTuple):
     clip: float | None  # bound on x0
 
     def cut(self, strength: float) -> "Schedule":
-        """The last int(strength * N) of N steps, as diffusers counts them (Meng et al. 2022, SDEdit).
+        """The last steps, strength * N of N (Meng et al. 2022), rounded as in diffusers: up on a flow path, else down.
 
         Raises LimnerError if that is none, unless the strength is 0.
         """
         steps = len(self.grid) - 1
-        kept = int(steps * strength)
+        kept = steps - int(steps - steps * strength) if self.path.kappa else int(steps * strength)
         if not kept and strength:
             least = math.ceil(1e6 / steps) / 1e6
             raise LimnerError(f"strength {strength:g} runs none of {steps} steps; the least is {least:g}")
@@ -151,24 +152,26 @@ def read_schedule(
     schedule: str | None = None,
     eta: float | None = None,
     shift: float | None = None,
+    tokens: int | None = None,
 ) -> Schedule:
-    """The schedule of a scheduler_config.json; `sampler`, `schedule`, `eta` and `shift` override its entries.
+    """The schedule of a scheduler_config.json; `sampler`, `schedule`, `eta` and `shift` override its entries. `tokens`
+    are those of the picture, on which the shift may depend.
 
-    Raises LimnerError for an unknown or unsupported scheduler, spacing, prediction type, schedule or option.
+    Raises ConfigError for an entry that is unknown, of a wrong type or not supported, LimnerError for other options.
     """
     if steps < 1:
         raise LimnerError(f"steps must be at least 1, not {steps}")
     if steps > MAX_STEPS:
         raise LimnerError(f"steps must be at most {MAX_STEPS}, not {steps}")
     sampler = sampler_name(sampler) if sampler is not None else None
-    named = _get_str(config, "_class_name", "")
-    is_flow = named == "FlowMatchEulerDiscreteScheduler" or _get_bool(config, "use_flow_sigmas")
+    named = get_str(config, "_class_name", "")
+    is_flow = named == "FlowMatchEulerDiscreteScheduler" or get_bool(config, "use_flow_sigmas")
     # A flow model keeps its own grid whatever the sampler; a discrete one uses the conventions of the sampler's class.
     name = named if sampler is None or is_flow else SAMPLERS[sampler].scheduler
     if name not in PRESETS:
-        raise unknown("scheduler", name, PRESETS)
+        raise ConfigError(unknown("scheduler", name, PRESETS))
     if name == named:
-        _check_supported(config, PRESETS[name], shift)
+        _check_supported(config, PRESETS[name])
     if schedule is not None and schedule not in SCHEDULES:
         raise unknown("schedule", schedule, SCHEDULES)
     preset = PRESETS[name]
@@ -181,20 +184,21 @@ def read_schedule(
     schedule = schedule or _configured_schedule(config)
     path: Path
     if is_flow:
-        path, grid, start = _flow_grid(config, preset, steps, schedule, shift)
+        path, grid, start = _flow_grid(config, preset, steps, schedule, shift, tokens)
     else:
         path, grid, start = _table_grid(config, preset, steps, schedule)
-    predicts = "flow" if is_flow else _configured_prediction(config)
-    clips = _get_bool(config, "clip_sample", preset.clip)
-    clip = _get_float(config, "clip_sample_range", 1.0, 1e-3, 1e3) if clips else None
+    # limner's flow models may predict x0; in the published ones prediction_type, where present, says nothing else.
+    predicts = "flow" if is_flow and config.get("prediction_type") != "sample" else _configured_prediction(config)
+    clips = get_bool(config, "clip_sample", preset.clip)
+    clip = get_float(config, "clip_sample_range", 1.0, 1e-3, 1e3) if clips else None
     return Schedule(path, predicts, grid, sampler, eta, start, clip)
 
 
 def _configured_prediction(config: Mapping[str, Any]) -> str:
     """The prediction, by limner's name."""
-    name = _get_str(config, "prediction_type", "epsilon")
+    name = get_str(config, "prediction_type", "epsilon")
     if name not in PREDICTIONS:
-        raise unknown("prediction_type", name, PREDICTIONS)
+        raise ConfigError(unknown("prediction_type", name, PREDICTIONS))
     return PREDICTIONS[name]
 
 
@@ -206,80 +210,44 @@ def _eta(sampler: str, eta: float | None) -> float:
     return eta if eta is not None else default or 0.0
 
 
-def _check_supported(config: Mapping[str, Any], preset: Preset, shift: float | None) -> None:
+def _check_supported(config: Mapping[str, Any], preset: Preset) -> None:
     """Raises LimnerError for an option that would change the result and is not supported."""
     for name, values in SUPPORTED.items():
         if name in config and config[name] not in values:
             known = ", ".join(map(str, values))
-            raise LimnerError(f"the scheduler's {name} {config[name]!r:.60} is not supported; supported: {known}")
-    if preset.runge_kutta and not _get_bool(config, "skip_prk_steps"):
-        raise LimnerError(
-            "the scheduler without skip_prk_steps takes Runge-Kutta steps, which are not supported;"
+            raise ConfigError(f"{name} {config[name]!r:.60} is not supported; supported: {known}")
+    if preset.runge_kutta and not get_bool(config, "skip_prk_steps"):
+        raise ConfigError(
+            "without skip_prk_steps it takes Runge-Kutta steps, which are not supported;"
             " choose another sampler by name, such as ddim, or set skip_prk_steps to true"
         )
     if preset.endpoint is False and config.get("final_sigmas_type", "zero") != "zero":
-        raise LimnerError("final_sigmas_type 'sigma_min' is not supported for multistep solvers; use 'zero'")
-    if _get_bool(config, "use_dynamic_shifting") and shift is None:
-        raise LimnerError("the scheduler's shift depends on the picture's size (use_dynamic_shifting): give a shift")
-
-
-def _get_float(config: Mapping[str, Any], name: str, default: float, low: float, high: float) -> float:
-    """A number from `low` to `high`."""
-    value = config.get(name, default)
-    if not is_number(value):
-        raise LimnerError(f"the scheduler's {name} must be a number, not {value!r:.60}")
-    if not low <= value <= high:
-        raise LimnerError(f"the scheduler's {name} must be from {low:g} to {high:g}, not {value!r:.60}")
-    return float(value)
-
-
-def _get_int(config: Mapping[str, Any], name: str, default: int, low: int, high: int) -> int:
-    """An integer from `low` to `high`; JSON may hold it as 1000.0."""
-    value = _get_float(config, name, default, low, high)
-    if value != int(value):
-        raise LimnerError(f"the scheduler's {name} must be a whole number, not {value:g}")
-    return int(value)
-
-
-def _get_bool(config: Mapping[str, Any], name: str, default: bool = False) -> bool:
-    """A bool; null is False."""
-    value = config.get(name, default)
-    if value is not None and not isinstance(value, bool):
-        raise LimnerError(f"the scheduler's {name} must be true or false, not {value!r:.60}")
-    return bool(value)
-
-
-def _get_str(config: Mapping[str, Any], name: str, default: str) -> str:
-    """A string."""
-    value = config.get(name, default)
-    if not isinstance(value, str):
-        raise LimnerError(f"the scheduler's {name} must be a name in quotes, not {value!r:.60}")
-    return value
+        raise ConfigError("final_sigmas_type 'sigma_min' is not supported for multistep solvers; use 'zero'")
 
 
 def _configured_schedule(config: Mapping[str, Any]) -> str:
-    return next((s for s in ("karras", "exponential") if _get_bool(config, f"use_{s}_sigmas")), "normal")
+    return next((s for s in ("karras", "exponential") if get_bool(config, f"use_{s}_sigmas")), "normal")
 
 
 def _table_path(config: Mapping[str, Any], finite_start: bool = False) -> Discrete:
     """The path of the configuration's betas."""
-    steps = _get_int(config, "num_train_timesteps", 1000, 2, MAX_STEPS)
-    start, end = _get_float(config, "beta_start", 1e-4, 1e-9, 1), _get_float(config, "beta_end", 0.02, 1e-9, 1)
+    steps = get_int(config, "num_train_timesteps", 1000, 2, MAX_STEPS)
+    start, end = get_float(config, "beta_start", 1e-4, 1e-9, 1), get_float(config, "beta_end", 0.02, 1e-9, 1)
     makers = {
         "linear": lambda: linear(steps, start, end),
         "scaled_linear": lambda: scaled_linear(steps, start, end),
         "squaredcos_cap_v2": lambda: cosine(steps),
     }
-    kind, betas = _get_str(config, "beta_schedule", "linear"), config.get("trained_betas")
+    kind, betas = get_str(config, "beta_schedule", "linear"), config.get("trained_betas")
     if betas is not None:
         if not isinstance(betas, list | tuple) or not 2 <= len(betas) <= MAX_STEPS or not all(map(is_number, betas)):
-            raise LimnerError(f"the scheduler's trained_betas must be a list of numbers, not {betas!r:.60}")
+            raise ConfigError(f"trained_betas must be a list of numbers, not {betas!r:.60}")
         path = Discrete(torch.tensor(betas))
     elif kind in makers:
         path = makers[kind]()
     else:
-        raise unknown("beta_schedule", kind, makers)
-    if _get_bool(config, "rescale_betas_zero_snr"):
+        raise ConfigError(unknown("beta_schedule", kind, makers))
+    if get_bool(config, "rescale_betas_zero_snr"):
         path = zero_terminal_snr(path)
         if finite_start:  # solvers in sigma/alpha cannot start at infinity
             path.clamp_terminal_snr()
@@ -288,12 +256,12 @@ def _table_path(config: Mapping[str, Any], finite_start: bool = False) -> Discre
 
 def _table_grid(config: Mapping[str, Any], preset: Preset, steps: int, schedule: str) -> tuple[Path, Grid, float]:
     path = _table_path(config, preset.finite_start or schedule != "normal")
-    spacing = _get_str(config, "timestep_spacing", preset.spacing)
-    offset = _get_int(config, "steps_offset", 0, 0, path.steps - 1)
+    spacing = get_str(config, "timestep_spacing", preset.spacing)
+    offset = get_int(config, "steps_offset", 0, 0, path.steps - 1)
     times = spaced(steps, spacing, length=path.steps, offset=offset, endpoint=preset.endpoint, integer=preset.integer)
     # Stable Diffusion's DDIM and PNDM end at alpha-bar_0 (`set_alpha_to_one: false`).
     ends_noisy = config.get("final_sigmas_type") == "sigma_min" or (
-        preset.alpha_to_one is not None and not _get_bool(config, "set_alpha_to_one", preset.alpha_to_one)
+        preset.alpha_to_one is not None and not get_bool(config, "set_alpha_to_one", preset.alpha_to_one)
     )
     final = path.level(0) if ends_noisy else CLEAN
     if schedule == "normal":
@@ -309,14 +277,35 @@ def _table_grid(config: Mapping[str, Any], preset: Preset, steps: int, schedule:
     return path, grid, start
 
 
+def _shift_of(config: Mapping[str, Any], tokens: int | None) -> float:
+    """The shift for this number of tokens: exp(mu), or mu, with mu linear in it (Esser et al. 2024, section 5.3.2)."""
+    if tokens is None:
+        raise ConfigError("the shift depends on the picture's size (use_dynamic_shifting): give a shift")
+    few, many = (
+        get_int(config, "base_image_seq_len", 256, 1, 10**9),
+        get_int(config, "max_image_seq_len", 4096, 1, 10**9),
+    )
+    low, high = get_float(config, "base_shift", 0.5, 0, 50), get_float(config, "max_shift", 1.15, 0, 50)
+    mu = low + (high - low) * (tokens - few) / max(1, many - few)
+    kinds = {"exponential": math.exp(mu), "linear": max(mu, 1e-3)}
+    kind = get_str(config, "time_shift_type", "exponential")
+    if kind not in kinds:
+        raise ConfigError(unknown("time_shift_type", kind, kinds))
+    return kinds[kind]
+
+
 def _flow_grid(
-    config: Mapping[str, Any], preset: Preset, steps: int, schedule: str, shift: float | None
+    config: Mapping[str, Any], preset: Preset, steps: int, schedule: str, shift: float | None, tokens: int | None
 ) -> tuple[Path, Grid, float]:
     """FlowMatchEuler's sigmas; DPM-Solver++ and UniPC space theirs differently and round timesteps down."""
     path = Flow()
-    length = _get_int(config, "num_train_timesteps", 1000, 2, MAX_STEPS)
+    length = get_int(config, "num_train_timesteps", 1000, 2, MAX_STEPS)
     solver = preset.sampler in ("dpmpp_2m", "dpmpp_2m_sde", "unipc")
-    shift = shift if shift is not None else _get_float(config, "flow_shift" if solver else "shift", 1.0, 1e-3, 1e3)
+    fixed = shift is not None or not get_bool(config, "use_dynamic_shifting")
+    if shift is None and fixed:
+        shift = get_float(config, "flow_shift" if solver else "shift", 1.0, 1e-3, 1e3)
+    elif shift is None:
+        shift = _shift_of(config, tokens)
     if preset.sampler in ("dpmpp_2m", "dpmpp_2m_sde"):
         even = 1.0 - np.linspace(1, 1 / length, steps + 1)
         sigmas = np.flip(shift_sigma(even, shift))[:-1].tolist()
@@ -325,8 +314,8 @@ def _flow_grid(
         sigmas = shift_sigma(even, shift).tolist()
         sigmas[0] = min(sigmas[0], 1 - 1e-6)  # UniPC's solve needs a finite first level
     else:
-        # diffusers shifts twice: the range is built from a sigma_min that is already shifted.
-        sigmas = shifted(steps, shift, low=float(np.float32(shift_sigma(1 / length, shift))))
+        # diffusers shifts twice: the range is built from a sigma_min that is already shifted, if the shift is fixed.
+        sigmas = shifted(steps, shift, low=float(np.float32(shift_sigma(1 / length, shift if fixed else 1.0))))
     if schedule != "normal":
         sigmas = (karras if schedule == "karras" else exponential)(steps, sigmas[-1], sigmas[0])
     rounding: Rounding = "down" if solver else None

@@ -64,8 +64,10 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise LimnerError(f"{name} must be from 0 to 1, not {value:g}")
-        if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
-            raise LimnerError(f"guidance_scale must be finite, not {self.guidance_scale:g}")
+        for name in ("guidance_scale", "shift"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise LimnerError(f"{name} must be finite, not {value:g}")
         if self.guidance_interval is not None and not self.guidance_interval[0] < self.guidance_interval[1]:
             low, high = self.guidance_interval
             raise LimnerError(f"guidance between {low:g} and {high:g} is nowhere: give the lower ratio first")

@@ -27,8 +27,8 @@ def choose_weights(names: Iterable[str], allow_pickle: bool = False) -> list[str
     listed = sorted(present)[:MAX_LISTED] + (["..."] if len(present) > MAX_LISTED else [])
     if not allow_pickle and (pickles := _pickles(present)):
         raise LimnerError(
-            f"the weights are pickles ({pickles[0]}), which can run programs: refused without --allow-pickle "
-            "(allow_pickle=True)"
+            f"the weights are pickles ({pickles[0]}), which can run programs: refused without "
+            "allow_pickle=True (generate, inspect model and download: --allow-pickle)"
         )
     broken = any(re.search(r"\.index\.|-\d{5}-of-\d{5}", name) for name in present)
     why = "no complete set of shards with their index" if broken else "no weights"

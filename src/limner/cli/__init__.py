@@ -6,7 +6,9 @@ torch is imported after the arguments have been parsed.
 import importlib
 import os
 import re
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -48,10 +50,25 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def _stop_on_signals() -> None:
+    """SIGTERM and SIGHUP stop a command as Ctrl-C does, so that nothing half-written is left behind; SIGHUP does not
+    where nohup has it ignored."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():  # signals can be set in that one only
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, stop)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 2 on bad input, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     _prepare_streams()
+    _stop_on_signals()
     warnings.showwarning = _print_warning
     try:
         _run(arguments)

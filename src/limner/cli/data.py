@@ -29,7 +29,8 @@ def run(arguments: list[str]) -> None:
     if args.size < 16:
         raise LimnerError(f"--size must be at least 16 pixels, not {args.size}")
     from limner.data.world import write_folder
-    from limner.files import expand
+    from limner.files import check_writable, expand
 
+    check_writable(expand(args.out) / "metadata.jsonl")
     write_folder(expand(args.out), args.count, args.size, args.seed)
     print(f"{args.out}: {args.count} pictures, metadata.jsonl")

@@ -44,21 +44,27 @@ def run(arguments: list[str]) -> None:
     if arguments[0] != "grade":
         raise LimnerError(usage)
     args = _arguments(arguments[1:])
+    from limner.cli.output import say_overwritten
     from limner.evaluate import report
-    from limner.files import expand, write_json
+    from limner.files import check_writable, expand, write_json
     from limner.picture import save, sheet, to_ansi
     from limner.pipeline import Pipeline
     from limner.world import MIN_SIDE
 
+    output = expand(args.output)
+    files = [output / "grade.json", output / "sheet.png"]
+    for file in files:
+        check_writable(file)
     prompts = report.load_prompts(args.prompts, args.n, args.seed)
     pipe = Pipeline.from_pretrained(args.model, device=args.device)
     size, name = pipe.model.size, pipe.model.name
     if min(args.settings.width or size, args.settings.height or size) < MIN_SIDE:
         raise LimnerError(f"{name} paints {size}x{size}; pictures are judged from {MIN_SIDE} pixels on")
     result = report.evaluate(pipe, prompts, seed=args.seed, **vars(args.settings))
-    output = expand(args.output)
-    write_json(output / "grade.json", result.to_dict())
-    save(result.sheet(), output / "sheet.png")
+    for file in files:
+        say_overwritten(file)
+    write_json(files[0], result.to_dict())
+    save(result.sheet(), files[1])
     if args.show:
         print(to_ansi(sheet(result.pictures[:24])))
     if args.prompts not in report.SETS:
@@ -71,4 +77,4 @@ def run(arguments: list[str]) -> None:
     for row in rows:
         table.add_row(*row)
     print_table(table, min_width=110)
-    print(f"{output / 'grade.json'}, {output / 'sheet.png'}")
+    print(", ".join(map(str, files)))

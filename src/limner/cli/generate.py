@@ -52,6 +52,8 @@ def _generate_arguments(arguments: list[str]) -> Any:
         published model where the device has it natively, else float32."""
         allow_pickle: bool = False
         """Open weights in pickle files too (.bin, .ckpt), tensors only: nothing in them is run."""
+        without: str = ""
+        """Text encoders to leave out, where the model has several and needs not all: t5, or t5,clip_g."""
         output: Annotated[str, arg(aliases=["-o"])] = "out.png"
         """A file (several pictures become a sheet; one that is there is overwritten), or a folder, ending in /, for one
         file each, numbered on."""
@@ -64,7 +66,7 @@ def _generate_arguments(arguments: list[str]) -> Any:
 def run(arguments: list[str]) -> None:
     """Parse, paint, save, show."""
     args = _generate_arguments(arguments)
-    from limner.cli.output import open_output
+    from limner.cli.output import open_output, say_overwritten
 
     prompts = list(args.prompt) or [""]
     output = open_output(args.output)
@@ -81,8 +83,8 @@ def run(arguments: list[str]) -> None:
 
         pictures = pipe(prompts, **request, seed=args.seed, **vars(args.settings), progress=follow)
     captions = [prompt for prompt in prompts for _ in range(args.num_images)] if len(prompts) > 1 else []
-    if not output.folder and output.path.exists():
-        print(f"limner: {output.path} is overwritten", file=sys.stderr)
+    if not output.folder:
+        say_overwritten(output.path)
     shown, paths = output.write(pictures, captions)
     if args.show:
         from limner.picture import to_ansi
@@ -102,7 +104,8 @@ def _open(args: Any, prompts: list[str]) -> "Pipeline":
 
         return Pipeline(open_untrained(args.model, prompts, args.device, args.dtype))
     _check_no_recipe(args.model)
-    model = Model.open(args.model, args.device, args.dtype, args.allow_pickle)
+    without = [name.strip() for name in args.without.split(",") if name.strip()]
+    model = Model.open(args.model, args.device, args.dtype, args.allow_pickle, without)
     if "auto" in args.dtype and model.precision != "float32":
         print(f"limner: painting in {model.precision}, --dtype {args.dtype}; float32 is exact", file=sys.stderr)
     return Pipeline(model)

@@ -44,13 +44,15 @@ def inspect_schedule(arguments: list[str]) -> None:
         shift: float | None = None
 
     args = tyro.cli(Arguments, args=arguments, prog="limner inspect schedule")
-    from limner.files import read_json
+    from limner.files import read_config
     from limner.schedulers import read_schedule
     from limner.settings import Settings
 
     if args.path and args.path.endswith(".json"):
-        config, steps = read_json(Path(args.path)), 20 if args.steps is None else args.steps
-        schedule = read_schedule(config, steps, args.sampler, args.schedule, shift=args.shift)
+        steps = 20 if args.steps is None else args.steps
+        schedule = read_config(
+            Path(args.path), lambda config: read_schedule(config, steps, args.sampler, args.schedule, shift=args.shift)
+        )
     else:
         settings = Settings(steps=args.steps, sampler=args.sampler, schedule=args.schedule, shift=args.shift)
         schedule, _ = _open(args.path).resolve(settings)
@@ -74,14 +76,21 @@ def inspect_tokens(arguments: list[str]) -> None:
 
         text: tyro.conf.Positional[str]
         model: Annotated[str | None, tyro.conf.arg(aliases=["-m"])] = None
+        """A model folder, a training run or a folder of tokenizer files; without it the shipped model."""
+        tokenizer: str = "tokenizer"
+        """Which of a model's tokenizers: tokenizer, tokenizer_2, tokenizer_3."""
 
     args = tyro.cli(Arguments, args=arguments, prog="limner inspect tokens")
     from limner.folders import find_model, find_part
-    from limner.text.tokenizer import Tokenizer
+    from limner.text.encoder import open_tokenizer
 
-    owner = find_part(args.model or "shipped", "tokenizer")
-    folder = owner / "tokenizer" if owner is not None else find_model(args.model)
-    tokenizer, table = Tokenizer.from_pretrained(folder), new_table()
+    owner = find_part(args.model or "shipped", args.tokenizer)
+    if owner is not None:
+        folder = owner / args.tokenizer
+    else:
+        folder = Path(args.model or "")
+        folder = folder if _has_tokenizer(folder) else find_model(args.model) / args.tokenizer
+    tokenizer, table = open_tokenizer(folder), new_table()
     for column in ("place", "token", "id"):
         table.add_column(column)
     pieces = tokenizer.pieces(args.text)
@@ -89,6 +98,11 @@ def inspect_tokens(arguments: list[str]) -> None:
         table.add_row(str(place), piece, str(number))
     print_table(table)
     print(f"{len(pieces)} tokens of {tokenizer.length}")
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    """Whether the files of a tokenizer lie in the folder itself."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "spiece.model"))
 
 
 def _open(path: str | None) -> "Pipeline":

@@ -1,6 +1,7 @@
 """Where painted pictures go: one file, or a folder with a file for each."""
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -50,6 +51,12 @@ def open_output(text: str) -> Output:
         check_format(path)
     check_writable(path / "00000.png" if folder else path)
     return Output(path, folder)
+
+
+def say_overwritten(path: Path) -> None:
+    """Say that the file at `path`, if there is one, is about to be overwritten."""
+    if path.exists():
+        print(f"limner: {path} is overwritten", file=sys.stderr)
 
 
 def _next_number(folder: Path) -> int:

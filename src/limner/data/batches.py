@@ -75,6 +75,34 @@ class Batches:
         }
 
 
+def resumed_epoch(
+    pictures: Collection, step: int, before: tuple[int, int] | None, now: tuple[int, int], steps: int | None = None
+) -> tuple[int, int]:
+    """How many pictures of the current epoch are not shown, and how many twice, by a run that goes on at `step`.
+
+    `before` and `now` are (batch_size, seed); `before` is None where the pictures were others. The current epoch is the
+    one that was begun before; at the end of one, that in which the run goes on. With `steps`, what is after them is not
+    shown. (0, 0) where the pictures have no epochs.
+    """
+    import numpy as np
+
+    n, (size, seed) = len(pictures), now
+    if pictures.order(seed, 0) is None:
+        return 0, 0
+    first, done = step * size, step * before[0] if before is not None else 0
+    epoch = (done if done % n else first) // n
+
+    def order(seed: int, begin: int, end: int) -> np.ndarray:
+        """The pictures of the epoch between two positions of the concatenated epochs."""
+        shuffled = pictures.order(seed, epoch)
+        assert shuffled is not None
+        return shuffled[max(0, begin - epoch * n) : max(0, end - epoch * n)]
+
+    shown = order(seed if before is None else before[1], 0, done)
+    coming = order(seed, first, (epoch + 1) * n if steps is None else steps * size)
+    return n - len(np.union1d(shown, coming)), len(np.intersect1d(shown, coming))
+
+
 class BrokenCount:
     """Counts the unreadable pictures of a run over `total` pictures."""
 

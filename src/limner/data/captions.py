@@ -4,20 +4,18 @@ Every synonym of a label in every template is a training caption. A few template
 phrasings that training has not, of the same words.
 """
 
-import csv
-import io
-import json
+import os
 import re
-import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from limner.errors import LimnerError, unknown
+from limner.data.metadata import cell, file_name, key, keys, read_rows, read_text
+from limner.errors import LimnerError
 
 CAPTION_COLUMNS = ("text", "caption", "captions", "prompt")
 HOW_TO_CAPTION = (
-    "Captions are given in one of four ways: metadata.jsonl or metadata.csv with file_name and text; a .txt beside "
+    "Captions are given in one of four ways: metadata.jsonl or .csv or .parquet with file_name and text; a .txt beside "
     "each picture; a folder for each class (two or more); Parquet with a column of text or of named labels"
 )
 
@@ -114,7 +112,7 @@ def encode_labels(values: Sequence, names: list[str] | None, where: str) -> tupl
 
 def few(names: Iterable[str], shown: int = 3) -> str:
     """The first `shown` of `names` and the number of the others, for messages."""
-    names = list(names)
+    names = [name if len(name) <= 200 else f"{name[:200]}..." for name in names]
     rest = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + rest
 
@@ -123,7 +121,7 @@ def captions_of(value: object, where: str) -> list[str]:
     """The captions of a cell: a text, a list of texts or None. Blank ones are dropped."""
     texts = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise LimnerError(f"{where}: a caption is a text or a list of texts, not {value!r}")
+        raise LimnerError(f"{where}: a caption is a text or a list of texts, not {value!r:.60}")
     if any(re.search(r"[\ud800-\udfff]", text) for text in texts):
         raise LimnerError(f"{where}: a caption holds half of a surrogate pair, which is no character")
     return [text.strip() for text in texts if text.strip()]
@@ -138,84 +136,46 @@ def from_sidecars(pictures: Sequence[Path]) -> list[list[str]] | None:
     ]
     if not any(sidecar.is_file() for sidecar in sidecars):
         return None
-    return [captions_of(_text(sidecar).split("\n"), str(sidecar)) if sidecar.is_file() else [] for sidecar in sidecars]
+    return [
+        captions_of(read_text(sidecar).split("\n"), str(sidecar)) if sidecar.is_file() else [] for sidecar in sidecars
+    ]
 
 
-def from_metadata(root: Path, pictures: Sequence[Path], column: str | None = None) -> list[list[str]] | None:
-    """The captions in the `metadata.jsonl` and `metadata.csv` files under `root`; None where there is no such file.
+def from_metadata(
+    root: Path, files: Sequence[Path], pictures: Sequence[Path], known: Sequence[Path], column: str | None = None
+) -> list[list[str]] | None:
+    """The captions of `pictures` in the metadata `files`; None where there is no such file.
 
     A row has its picture in `file_name`, relative to the metadata file, and a caption in `column` or one of
-    CAPTION_COLUMNS. Several rows may name one picture. LimnerError for rows without a picture.
+    CAPTION_COLUMNS. Several rows may name one picture: each is a caption of it. Rows of other pictures that are `known`
+    are passed over. LimnerError for rows without a picture.
     """
-    files = sorted([*root.rglob("metadata.jsonl"), *root.rglob("metadata.csv")])
     if not files:
         return None
-    captions: dict[str, list[str]] = {_composed(picture): [] for picture in pictures}
+    captions: dict[str, list[str]] = {key(picture): [] for picture in known}
     for file in files:
         missing = []
-        for line, row in _rows(file):
-            where = f"{file}, line {line}"
-            name = _cell(row, ("file_name",), "file_name", where)
-            if not isinstance(name, str) or not name:
-                raise LimnerError(f"{where}: file_name must be the name of a picture, not {name!r}")
-            text = _cell(row, (column,) if column else CAPTION_COLUMNS, "caption", where)
-            picture = _composed(file.parent / PurePosixPath(name))
-            if picture in captions:
-                captions[picture] += captions_of(text, where)
-            else:
+        for place, row in read_rows(file):
+            where = f"{file}, {place}"
+            name = file_name(row, where)
+            text = cell(row, (column,) if column else CAPTION_COLUMNS, "caption", where)
+            found = next((each for each in keys(file.parent, name) if each in captions), None)
+            if found is None:
                 missing.append(name)
+            else:
+                captions[found] += captions_of(text, where)
         if missing:
-            raise LimnerError(
-                f"{file}: {len(missing)} of its rows name pictures that are not there: {few(missing)}. "
-                f"file_name is relative to {file.parent}, which holds {few(p.name for p in pictures)}"
-            )
-    return [captions[_composed(picture)] for picture in pictures]
+            raise _missing(root, file, missing, pictures)
+    return [captions[key(picture)] for picture in pictures]
 
 
-def _composed(path: Path) -> str:
-    """The path with composed characters: file systems and tables may differ in the form of accents."""
-    return unicodedata.normalize("NFC", str(path))
-
-
-def _cell(row: dict, columns: tuple[str, ...], kind: str, where: str) -> object:
-    """The first of `columns` that `row` has."""
-    for column in columns:
-        if column in row:
-            return row[column]
-    raise LimnerError(f"{where}: no {kind} there. {unknown('column', columns[0], map(str, row))}")
-
-
-def _rows(file: Path) -> Iterator[tuple[int, dict]]:
-    """(line, row) of a metadata file. LimnerError for a line that is not a JSON object, or no row of the table."""
-    if file.suffix == ".csv":
-        reader = csv.DictReader(io.StringIO(_text(file), newline=""), strict=True)
-        try:
-            for row in reader:
-                if None in row:
-                    where = f"{file}, line {reader.line_num}"
-                    raise LimnerError(f"{where}: more fields than columns; a text with a comma must be in quotes")
-                yield reader.line_num, row
-        except csv.Error as error:
-            raise LimnerError(f"{file}, line {reader.line_num + 1}: {error}") from None
-        return
-    for number, line in enumerate(_text(file).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise LimnerError(f"{file}, line {number} is not JSON: {error.msg} at character {error.pos + 1}") from None
-        except (ValueError, RecursionError) as error:  # a number of thousands of digits, a deep nesting
-            raise LimnerError(f"{file}, line {number} is not JSON that can be read: {error}") from None
-        if not isinstance(row, dict):
-            raise LimnerError(
-                f'{file}, line {number}: expected {{"file_name": ..., "text": ...}}, not {line.strip()!r}'
-            )
-        yield number, row
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text("utf-8-sig")  # spreadsheets write a byte order mark
-    except UnicodeDecodeError as error:
-        raise LimnerError(f"{file} is not UTF-8 text: byte {error.start} cannot be read; save it as UTF-8") from None
+def _missing(root: Path, file: Path, names: list[str], pictures: Sequence[Path]) -> LimnerError:
+    """The error for rows whose pictures are not there, or are there and left out."""
+    there = [name for name in names if any(os.path.exists(each) for each in keys(file.parent, name))]
+    if there:
+        why = f"they are hidden, of no kind of picture that is known by its suffix, or outside {root}"
+        return LimnerError(f"{file}: {len(there)} of its rows name files that are left out: {few(there)}: {why}")
+    return LimnerError(
+        f"{file}: {len(names)} of its rows name pictures that are not there: {few(names)}. "
+        f"file_name is relative to {file.parent}, and the pictures are {few(str(each) for each in pictures)}"
+    )

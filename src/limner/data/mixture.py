@@ -39,6 +39,9 @@ class Mixture:
         part = min(part, len(self.parts) - 1)
         return self.ends[part] - 1 - random.randrange(len(self.parts[part]))
 
+    def order(self, seed: int, epoch: int) -> None:
+        """Pictures are drawn with replacement."""
+
     def draw_caption(self, index: int, random: Random) -> str:
         part, inner = self.locate(index)
         return self.parts[part].draw_caption(inner, random)
@@ -58,5 +61,12 @@ class Mixture:
                     loaded.indices[row] = index + self.ends[number] - len(part)
         return loaded
 
+    def fingerprint(self, index: int) -> bytes:
+        part, inner = self.locate(index)
+        return self.parts[part].fingerprint(inner)
+
     def all_captions(self) -> list[str]:
         return [caption for part in self.parts for caption in part.all_captions()]
+
+    def captioned(self, caption: str) -> str:
+        return next(part.captioned(caption) for part in self.parts if caption in part.all_captions())

@@ -1,5 +1,7 @@
 """Collections of encoded pictures (PNG, JPEG ...), decoded to tensors when loaded."""
 
+import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
@@ -9,6 +11,7 @@ from limner.data.collection import Loaded, epoch_order
 from limner.errors import BrokenPicture, LimnerError
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL.Image import Image
     from torch import Tensor
 
@@ -30,6 +33,9 @@ class Pictures:
         """The index of the picture at `position` of the concatenated epochs, each in its own `epoch_order`."""
         n = len(self)
         return int(epoch_order(n, seed, position // n)[position % n])
+
+    def order(self, seed: int, epoch: int) -> "np.ndarray":
+        return epoch_order(len(self), seed, epoch)
 
     def draw_caption(self, index: int, random: Random) -> str:
         """A caption of the picture at `index`, drawn at random; "" where there are none."""
@@ -71,10 +77,25 @@ class Pictures:
         entry = self.images[index] or {}
         return f"{self.name}, row {index}" if entry.get("bytes") or not entry.get("path") else str(entry["path"])
 
+    def fingerprint(self, index: int) -> bytes:
+        """The SHA-256 of bytes; path, size and time of change (ns) of a file, path alone where it is absent."""
+        entry = self.images[index] or {}
+        if entry.get("bytes"):
+            return hashlib.sha256(entry["bytes"]).digest()
+        path = str(entry.get("path") or "")
+        try:
+            stat = os.stat(path)
+        except (OSError, ValueError):
+            return os.fsencode(path)
+        return os.fsencode(f"{path}|{stat.st_size}|{stat.st_mtime_ns}")
+
     def all_captions(self) -> list[str]:
         """Every distinct caption in order of first appearance, to train a tokenizer on."""
         lists = {id(captions): captions for captions in self.captions or []}  # pictures of one label share a list
         return list(dict.fromkeys(caption for captions in lists.values() for caption in captions))
+
+    def captioned(self, caption: str) -> str:
+        return next(self.picture_name(row) for row, held in enumerate(self.captions or []) if caption in held)
 
 
 def to_tensor(image: "Image", size: int, channels: int) -> "Tensor":

@@ -2,23 +2,23 @@
 pictures, or a weighted mixture of these. Opening a source decodes no picture.
 """
 
-from collections.abc import Sequence
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from limner.checks import as_number
 from limner.data import captions as words
+from limner.data.captions import few
 from limner.data.collection import Collection
+from limner.data.layout import SPLITS, SUFFIXES, Chosen, Contents, check_split, choose, counted, look_into
 from limner.data.mixture import Mixture
 from limner.data.pictures import Pictures
-from limner.errors import LimnerError, unknown
+from limner.data.tables import check_one_file, from_hub, from_parquet
+from limner.errors import LimnerError, LimnerWarning, unknown, warn_no_effect
 from limner.files import expand
 
 HUB_NAMES = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
 NAMES = ("world", *HUB_NAMES)
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".jp2", ".bmp", ".gif", ".tif", ".tiff")
-SPLITS = ("train", "test", "validation", "valid", "val")
-IMAGE_COLUMNS = ("image", "img", "picture", "png", "jpg", "webp")
-LABEL_COLUMNS = ("label", "labels", "class")
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,20 @@ class Source:
     # (owner/name[:config]), or a mixture of names and paths, with weights that sum to 1: world=0.8,mnist=0.2.
     # Not used where a path is given
     path: str | None = None  # local pictures: a folder of Parquet files, one .parquet file, or a folder of pictures
-    split: str = "train"  # of the Hub data set, of files called SPLIT-*.parquet, or the folder SPLIT/
+    split: str = "train"  # of the Hub data set, or of what the names of folders and files tell (docs/data.md)
     image_column: str | None = None  # column of pictures; None: found by its type
     caption_column: str | None = None  # None: text, caption, captions or prompt
     label_column: str | None = None  # labels become captions where there is no caption column
     templates: tuple[str, ...] = ()  # captions for labels: {} is the name, {a} the name with a or an
     max_broken: float = 0.01  # largest share of unreadable pictures
 
+    def __post_init__(self) -> None:
+        if not 0 <= as_number("max_broken", self.max_broken) <= 1:
+            raise LimnerError(f"max_broken must be from 0 to 1, not {self.max_broken}")
+
 
 def open_source(config: Source, captions: bool = True) -> Collection:
-    """Open a source; `captions=False` for training without text.
+    """Open a source; `captions=False` for training without text. Warns of what is left out.
 
     LimnerError for an unknown name, path, split or column, a picture without a caption, or weights that do not sum
     to 1.
@@ -48,10 +52,14 @@ def open_source(config: Source, captions: bool = True) -> Collection:
     path = expand(config.path)
     if not path.exists():
         raise LimnerError(f"--data.path {config.path}: there is no such file or folder")
-    files = [path] if path.is_file() else sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))
-    if not files:
-        return _from_folder(path, config, captions)
-    return _from_table(_parquet_table(files, path, config.split), str(path), config, captions)
+    if path.is_file():
+        check_one_file(path, config.split)
+        return _finished(from_parquet([path], str(path), config, captions), config, captions)
+    contents = look_into(path)
+    if not contents.tables and not contents.pictures:  # then it is no table beside pictures
+        contents.tables = [name for name in contents.metadata if name.suffix.lower() == ".parquet"]
+    opened = _from_tables(contents, config, captions) if contents.tables else _from_folder(contents, config, captions)
+    return _finished(opened, config, captions)
 
 
 def _named(config: Source, captions: bool) -> Collection:
@@ -61,8 +69,12 @@ def _named(config: Source, captions: bool) -> Collection:
     if name == "world":
         from limner.data.world import World
 
-        return World(seed=SPLITS.index(config.split) if config.split in SPLITS else 0, kind=kind or None)
-    return _from_table(_hub_table(config), config.name, config, captions)
+        split = check_split(config.split, set(SPLITS), "world")
+        return World(seed=list(SPLITS).index(split), kind=kind or None)
+    if "/" not in config.name and config.name not in HUB_NAMES:
+        raise LimnerError(f"{unknown('data set', config.name, NAMES)}, owner/name on the Hub, or --data.path")
+    opened = from_hub(config, HUB_NAMES.get(config.name, config.name), captions)
+    return _finished(opened, config, captions)
 
 
 def _mixture(config: Source, captions: bool) -> Collection:
@@ -83,108 +95,63 @@ def _mixture(config: Source, captions: bool) -> Collection:
     return Mixture(parts, weights)
 
 
-def _import_datasets():
-    """The package `datasets`, imported here since only Parquet files and the Hub need it."""
-    try:
-        import datasets
-    except ImportError as error:
-        needs = f"Parquet files and data sets of the Hub need {error.name}"
-        raise LimnerError(f"{needs}; install it with: pip install 'limner[train]'") from error
-    return datasets
+def _from_tables(contents: Contents, config: Source, captions: bool) -> Pictures:
+    root = contents.root
+    chosen = choose(contents, contents.tables, config.split, each_named=False)
+    opened = from_parquet([root / name for name in chosen.names], str(root), config, captions)
+    beside = contents.metadata + contents.others
+    if (opened.images[0] or {}).get("bytes"):  # else the tables may name the pictures beside them
+        beside += contents.pictures
+    _warn_left_out(contents, chosen, [name for name in beside if name not in contents.tables])
+    return opened
 
 
-def _hub_table(config: Source):
-    if "/" not in config.name and config.name not in HUB_NAMES:
-        raise LimnerError(f"{unknown('data set', config.name, NAMES)}, owner/name on the Hub, or --data.path")
-    name, _, variant = HUB_NAMES.get(config.name, config.name).partition(":")
-    datasets = _import_datasets()
-    try:
-        return datasets.load_dataset(name, variant or None, split=config.split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise LimnerError(
-            f"the data set {name!r}, split {config.split!r}, could not be fetched from the Hugging Face Hub ({error}). "
-            "Local files need no network: --data.path takes Parquet files or a folder of pictures"
-        ) from error
-
-
-def _parquet_table(files: list[Path], path: Path, split: str):
-    datasets = _import_datasets()
-    splits = {file: file.stem.split("-")[0] for file in files}
-    inside = set(splits.values()) & set(SPLITS)
-    if path.is_dir():
-        _check_split(split, inside, path)
-        files = [file for file in files if not inside or splits[file] == split]
-    try:
-        return datasets.Dataset.from_parquet([str(file) for file in files])
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        failed = f"{words.few(map(str, files))} cannot be read as Parquet ({error.__cause__ or error})"
-        raise LimnerError(f"{failed}; --data.path takes Parquet files or a folder of pictures") from error
-
-
-class _Column(Sequence):
-    """A column of a table as a sequence; its rows cost an eighth of `Dataset[i]`."""
-
-    def __init__(self, table, column: str) -> None:
-        self.table = table.select_columns([column])
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getitem__(self, index):
-        return self.table.data.column(0)[int(index)].as_py()
-
-
-def _from_table(table, where: str, config: Source, captions: bool) -> Pictures:
-    datasets = _import_datasets()
-    features, columns = table.features, table.column_names
-
-    def find(kind: str, given: str | None, known: Sequence[str], feature: type | None = None) -> str | None:
-        if given is not None and given not in columns:
-            raise LimnerError(f"{where}: {unknown(f'{kind} column', given, columns)}")
-        typed = [column for column in columns if feature and isinstance(features[column], feature)]
-        return given or next(iter(typed + [column for column in known if column in columns]), None)
-
-    image = find("image", config.image_column, IMAGE_COLUMNS, datasets.Image)
-    text = find("caption", config.caption_column, words.CAPTION_COLUMNS)
-    label = find("label", config.label_column, LABEL_COLUMNS, datasets.ClassLabel)
-    stored = features.get(image)
-    is_picture = isinstance(stored, datasets.Image) or getattr(stored, "dtype", None) in ("binary", "string")
-    if image is None or not is_picture:
-        raise LimnerError(f"{where}: no column of pictures; name one of {', '.join(columns)} with --data.image-column")
-    if not len(table):
-        raise LimnerError(f"{where}: the split {config.split!r} is empty; expected at least one picture")
-    pictures = Pictures(_Column(table.cast_column(image, datasets.Image(decode=False)), image), where)
-    if label:
-        names = getattr(features[label], "names", None)
-        pictures.labels, pictures.label_names = words.encode_labels(table[label][:], names, f"{where}, column {label}")
-    if captions and text:
-        cells = enumerate(table[text][:])
-        pictures.captions = [words.captions_of(value, f"{where}, row {row}") for row, value in cells]
-    return _captioned(pictures, config.templates) if captions else pictures
-
-
-def _check_split(split: str, inside: set[str], where: Path) -> None:
-    if split not in inside and (inside or split != "train"):  # data without splits is training data
-        raise LimnerError(f"{where}: {unknown('split', split, inside or ['train'])}")
-
-
-def _from_folder(root: Path, config: Source, captions: bool) -> Pictures:
-    inside = set() if any(root.glob("metadata.*")) else {name for name in SPLITS if (root / name).is_dir()}
-    _check_split(config.split, inside, root)
-    root = root / config.split if inside else root
-    names = [path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
-    names = sorted(name for name in names if not any(part.startswith(".") for part in name.parts))
-    if not names:
+def _from_folder(contents: Contents, config: Source, captions: bool) -> Pictures:
+    root = contents.root
+    if not contents.pictures:
         raise LimnerError(f"{root} holds no picture ({' '.join(SUFFIXES)}) and no .parquet file")
-    files = [root / name for name in names]
-    pictures = Pictures([{"bytes": None, "path": str(file)} for file in files], str(root))
-    folders = [name.parts[0] for name in names]
-    if all(len(name.parts) > 1 for name in names) and len(set(folders)) > 1:
+    columns = {"image_column": config.image_column, "label_column": config.label_column}
+    warn_no_effect("a folder of pictures", **columns)
+    chosen = choose(contents, contents.pictures, config.split, each_named=True)
+    files = [root / name for name in chosen.names]
+    name = f"{root}, split {chosen.split}" if chosen.split else str(root)
+    pictures = Pictures([{"bytes": None, "path": str(file)} for file in files], name)
+    folders = chosen.classes()
+    named = sorted({folder for folder in folders if folder is not None})
+    loose = [file for file, folder in zip(chosen.names, folders, strict=True) if folder is None]
+    if len(named) > 1 and not loose:
         pictures.labels, pictures.label_names = words.encode_labels(folders, None, str(root))
+    every = [root / name for name in contents.pictures]
+    metadata = [root / name for name in contents.metadata if chosen.holds(name)]
     if captions:
-        pictures.captions = words.from_metadata(root, files, config.caption_column) or words.from_sidecars(files)
-        return _captioned(pictures, config.templates)
+        pictures.captions = words.from_metadata(
+            root, metadata, files, every, config.caption_column
+        ) or words.from_sidecars(files)
+    if len(named) > 1 and loose:
+        mixed = f"{name}: {few(map(str, loose))} in no class folder, beside those of {few(named)}"
+        if captions and pictures.captions is None:
+            raise LimnerError(f"{mixed}: give each picture its class folder. {words.HOW_TO_CAPTION}")
+        warnings.warn(f"{mixed}: the folders are not taken as classes", LimnerWarning, stacklevel=2)
+    stems = {name.with_suffix("") for name in contents.pictures} if not metadata else set()
+    texts = [name for name in contents.others if name.suffix.lower() == ".txt" and name.with_suffix("") in stems]
+    _warn_left_out(contents, chosen, sorted(set(contents.others) - set(texts)))
     return pictures
+
+
+def _warn_left_out(contents: Contents, chosen: Chosen, others: list[Path]) -> None:
+    """Say what of a folder is not trained on."""
+    kinds = [
+        (others, "other file", "other files"), (contents.hidden, "hidden file or folder", "hidden files or folders"),
+        (contents.empty, "empty folder", "empty folders"),
+        (contents.loops, "link to a folder above it", "links to folders above them"),
+    ]  # fmt: skip
+    left_out = chosen.left_out + [counted(names, one, many) for names, one, many in kinds if names]
+    if left_out:
+        warnings.warn(f"{contents.root}: left out: {'; '.join(left_out)}", LimnerWarning, stacklevel=2)
+
+
+def _finished(pictures: Pictures, config: Source, captions: bool) -> Pictures:
+    return _captioned(pictures, config.templates) if captions else pictures
 
 
 def _captioned(pictures: Pictures, templates: tuple[str, ...]) -> Pictures:

@@ -44,6 +44,9 @@ class World:
         """In order, since the pictures are independent random draws."""
         return position % self.count
 
+    def order(self, seed: int, epoch: int) -> None:
+        """Pictures are independent random draws."""
+
     def scene(self, index: int) -> Scene:
         """The complete scene of picture `index`."""
         return scene_at(self.seed, index, self.kind)
@@ -61,6 +64,12 @@ class World:
         if channels == 1:  # ITU-R 601 luma, as Pillow converts
             images = torch.tensordot(torch.tensor(LUMA), images.float(), ([0], [1]))[:, None].round().to(torch.uint8)
         return Loaded(images.contiguous(), list(indices), [])
+
+    def fingerprint(self, index: int) -> bytes:
+        return f"{self.name}|{self.seed}|{index}".encode()
+
+    def captioned(self, caption: str) -> str:
+        return self.name
 
     def all_captions(self) -> list[str]:
         """A caption of each of the first 4000 pictures, to train a tokenizer on."""

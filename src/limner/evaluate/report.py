@@ -140,9 +140,12 @@ def load_prompts(name: str, n: int, seed: int = 0) -> list[EvalPrompt]:
     if not path.is_file():
         raise LimnerError(f"{unknown('prompt set', name, SETS)}; or a file with a prompt on each line")
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        # Not splitlines, which ends a line at separators inside of a prompt too.
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except UnicodeDecodeError as error:
         raise LimnerError(f"{path} is not UTF-8 text: {error}") from error
+    except OSError as error:
+        raise LimnerError(f"cannot read {path}: {error.strerror or error}") from error
     if not lines:
         raise LimnerError(f"{path} holds no prompt")
     return [classify(line) for line in lines[:n]]

@@ -18,7 +18,7 @@ Grid = list[Level]
 def spaced(
     steps: int, spacing: str, *, length: int = 1000, offset: int = 0, endpoint: bool = True, integer: bool = True
 ) -> list[float]:
-    """N timesteps, descending, of a table with `length` entries (Lin et al. 2024, table 2).
+    """N timesteps, descending, of a table with `length` entries (Lin et al. 2024, table 2); the last entry for N = 1.
 
     `endpoint` False takes N+1 points and drops the last, as DPM-Solver++ and UniPC do for "linspace" and "leading".
     `integer` rounds "linspace" to whole timesteps.
@@ -35,7 +35,8 @@ def spaced(
         times = (np.arange(length, 0, -length / steps).round() - 1).tolist()
     else:
         raise unknown("timestep spacing", spacing, ["linspace", "leading", "trailing"])
-    times = [float(t) for t in times[:steps]]
+    # A single step has to start from noise, which "leading", and "linspace" rounded up to t = 0, would not.
+    times = [float(t) for t in times[:steps]] if steps > 1 else [length - 1.0]
     if max(times) > length - 1 or len(set(times)) < steps:
         raise LimnerError(
             f"{steps} steps with {spacing} spacing do not fit a table of {length} levels; take fewer steps"

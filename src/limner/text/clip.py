@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from limner.errors import LimnerError, unknown
 from limner.files import MAX_LAYERS, check_range, check_types, from_entries
 from limner.nets.layers import attention, merge_heads, split_heads
+from limner.text.transformer import TextOutput, TextTransformer
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -58,10 +59,12 @@ class CLIPTextConfig:
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> CLIPTextConfig:
-        """From transformers' config.json; other entries are ignored.
+        """From transformers' config.json, of a text encoder or a CLIPModel; other entries are ignored.
 
         Every such config has a projection_dim (default 512), but only a CLIPTextModelWithProjection has the projection.
         """
+        nested = config.get("text_config")
+        config = nested if isinstance(nested, dict) else config
         known = {field.name: config[field.name] for field in fields(cls) if field.name in config}
         names = config.get("architectures") or []
         projects = isinstance(names, list) and "CLIPTextModelWithProjection" in names
@@ -73,15 +76,6 @@ class CLIPTextConfig:
         numbers = {name: value for name, value in asdict(self).items() if value is not None}
         name = "CLIPTextModel" if self.projection_dim is None else "CLIPTextModelWithProjection"
         return {"architectures": [name], "model_type": "clip_text_model", **numbers}
-
-
-class TextOutput(NamedTuple):
-    """`hidden` (B, L, C), the selected state; `pooled` (B, C), or (B, projection_dim) with a projection; `states`, all
-    N + 1 hidden states (B, L, C) from the embeddings to the last layer, without the final norm."""
-
-    hidden: Tensor
-    pooled: Tensor
-    states: tuple[Tensor, ...]
 
 
 def _linear(inputs: int, outputs: int, std: float) -> nn.Linear:
@@ -179,7 +173,7 @@ class CLIPTextTransformer(nn.Module):
         return self.encoder(self.embeddings(ids))
 
 
-class CLIPTextModel(nn.Module):
+class CLIPTextModel(TextTransformer):
     """CLIP's text transformer. It is causal: padding after the end token has no effect on earlier states."""
 
     def __init__(self, config: CLIPTextConfig) -> None:
@@ -190,8 +184,9 @@ class CLIPTextModel(nn.Module):
             self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
             nn.init.normal_(self.text_projection.weight, std=config.hidden_size**-0.5)
 
-    def forward(self, ids: Tensor, layer: int = -1, norm: bool = True) -> TextOutput:
-        """Encode ids (B, L), L up to max_position_embeddings; every row must contain an end token.
+    def forward(self, ids: Tensor, layer: int = -1, norm: bool = True, mask: Tensor | None = None) -> TextOutput:
+        """Encode ids (B, L), L up to max_position_embeddings; every row must contain an end token. A `mask` of the
+        padding has no effect, since the transformer is causal.
 
         `hidden` is `states[layer]`, with the final norm if `norm`: Stable Diffusion 1 uses (-1, True), with "clip skip"
         n (-1-n, True), Stable Diffusion XL (-2, False). `pooled` is the last state at the first end token, with the
@@ -216,3 +211,7 @@ class CLIPTextModel(nn.Module):
         """
         is_end = ids if self.config.eos_token_id == 2 else (ids == self.config.eos_token_id).int()
         return is_end.argmax(dim=-1)
+
+
+class CLIPTextModelWithProjection(CLIPTextModel):
+    """CLIP's text transformer with the projection of its pooled output, under transformers' name for it."""

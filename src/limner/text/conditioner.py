@@ -9,15 +9,16 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limner.errors import LimnerError, unknown
 from limner.files import check_range, check_types, from_entries
 from limner.nets.network import Condition
-from limner.text.encoder import PAD_TO_MULTIPLE, TextEncoder, TextStates
-from limner.text.tokenizer import Tokenizer
+from limner.text.encoder import PAD_TO_MULTIPLE, AnyTokenizer, LeftOut, TextEncoder, TextStates
 
 Combine = Callable[[Sequence[Sequence[TextStates]]], Condition]
+Width = Callable[[Sequence[int]], int]
 
 
 class Ask(NamedTuple):
@@ -55,7 +56,7 @@ class Conditioner(nn.Module):
         """The modules with weights, by their folders."""
         return {}
 
-    def tokenizers(self) -> dict[str, Tokenizer]:
+    def tokenizers(self) -> dict[str, AnyTokenizer]:
         """The tokenizers, by their folders."""
         return {}
 
@@ -144,30 +145,34 @@ class NullText(nn.Module):
 
 
 class Text(Conditioner):
-    """Text, by one or more encoders; `combine` is the family's function that joins their states.
+    """Text, by one or more encoders; `combine` is the family's function that joins their states, `width` that of the
+    width of the joined ones.
 
     `null` replaces the states of the null prompt; it needs a single encoder.
     """
 
-    def __init__(self, encoders: Sequence[TextEncoder], combine: Combine, null: NullText | None = None) -> None:
+    def __init__(
+        self,
+        encoders: Sequence[TextEncoder | LeftOut],
+        combine: Combine,
+        null: NullText | None = None,
+        width: Width = max,
+    ) -> None:
         super().__init__()
         self.encoders: Any = nn.ModuleList(encoders)
-        self.join, self.null = combine, null
-        self.width = encoders[0].width
+        self.join, self.null, self.width_of = combine, null, width
+        self.width = width([each.width for each in encoders])
 
     def parts(self) -> dict[str, nn.Module]:
-        parts: dict[str, nn.Module] = {f"text_encoder{each.reads.suffix}": each.transformer for each in self.encoders}
+        parts = {name: part for each in self.encoders for name, part in each.parts().items()}
         return parts | ({"null_text": self.null} if self.null is not None else {})
 
-    def tokenizers(self) -> dict[str, Tokenizer]:
-        return {f"tokenizer{each.reads.suffix}": each.tokenizer for each in self.encoders}
+    def tokenizers(self) -> dict[str, AnyTokenizer]:
+        return {name: tokenizer for each in self.encoders for name, tokenizer in each.tokenizers().items()}
 
     def with_parts(self, parts: Mapping[str, Any]) -> "Text":
-        encoders = [
-            TextEncoder(each.tokenizer, parts.get(f"text_encoder{each.reads.suffix}", each.transformer), each.reads)
-            for each in self.encoders
-        ]
-        return Text(encoders, self.join, parts.get("null_text", self.null))
+        encoders = [each.with_parts(parts) for each in self.encoders]
+        return Text(encoders, self.join, parts.get("null_text", self.null), self.width_of)
 
     def encode(self, prompts: Sequence[str | None], ask: Ask = ASK) -> list[tuple[TextStates, ...]]:
         """The states of each prompt from each encoder; duplicate prompts are encoded once."""
@@ -200,6 +205,26 @@ def masked_text(encoded: Sequence[Sequence[TextStates]]) -> Condition:
 def padded_text(encoded: Sequence[Sequence[TextStates]]) -> Condition:
     """The first encoder's states at the full context length, without a mask: {"text": (B, L, C)}."""
     return {"text": torch.stack([states[0].tokens for states in encoded])}
+
+
+def joint_text(encoded: Sequence[Sequence[TextStates]]) -> Condition:
+    """The states of two CLIP encoders side by side, padded to the width of T5's and followed by them, without a mask:
+    {"text": (B, L, C)}; {"pooled": (B, P)}, the pooled states of the two (Esser et al. 2024, section 4)."""
+
+    def row(one: TextStates, two: TextStates, t5: TextStates) -> Tensor:
+        clip = torch.cat([one.tokens, two.tokens], dim=-1)
+        return torch.cat([F.pad(clip, (0, t5.tokens.shape[-1] - clip.shape[-1])), t5.tokens])
+
+    pooled = [torch.cat([one.pooled, two.pooled]) for one, two, _ in encoded]  # type: ignore[list-item]
+    return {"text": torch.stack([row(*states) for states in encoded]), "pooled": torch.stack(pooled)}
+
+
+def joint_width(widths: Sequence[int]) -> int:
+    """The width of `joint_text`, where T5's states are at least as wide as CLIP's."""
+    one, two, t5 = widths
+    if one + two > t5:
+        raise LimnerError(f"the CLIP encoders' states, {one} + {two} wide, do not fit into T5's {t5}")
+    return t5
 
 
 def no_text(encoded: Sequence[Sequence[TextStates]]) -> Condition:

@@ -18,13 +18,14 @@ from tokenizers import Tokenizer as Engine
 from tokenizers.models import BPE
 
 from limner.errors import LimnerError
-from limner.files import is_number, read_json, write_atomically, write_json
+from limner.files import JSON, is_number, other_kind, read_json, write_atomically, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 CLIP_LENGTH = 77
+OTHER_FILES = ("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "spiece.model")
 MIN_VOCAB_SIZE = 2 * 256 + 2
 WORD_PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -41,6 +42,8 @@ class Tokenizer:
 
     `start`, `end`, `pad` are ids; `length` is the context length L in tokens, start and end included.
     """
+
+    published_name = "CLIPTokenizer"
 
     def __init__(self, engine: Engine, length: int = CLIP_LENGTH, specials: dict[str, Any] | None = None) -> None:
         """`specials` are special tokens under transformers' names ("pad_token", ...), each a string or a dict."""
@@ -70,10 +73,9 @@ class Tokenizer:
         folder = Path(folder)
         length, specials = _load_settings(folder)
         if (folder / "tokenizer.json").is_file():
-            engine = _load(folder / "tokenizer.json", Engine.from_file)
+            engine = _load(Engine.from_file, folder / "tokenizer.json")
         elif all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
-            merges = str(folder / "merges.txt")
-            engine = _load(folder / "vocab.json", lambda vocab: _engine(*BPE.read_file(vocab, merges)))
+            engine = _load(lambda *files: _engine(*BPE.read_file(*files)), folder / "vocab.json", folder / "merges.txt")
         else:
             raise LimnerError(f"no tokenizer in {folder}: expected tokenizer.json, or vocab.json with merges.txt")
         try:
@@ -120,19 +122,20 @@ class Tokenizer:
         if len(ids) < 3 or ids[0] != self.start or ids[-1] != self.end:
             raise LimnerError("this is no CLIP tokenizer: it puts no start and end token around a text")
 
-    def encode(self, texts: str | list[str], truncate: bool = False) -> Encoded:
-        """Ids of one text (B = 1) or of many, each between start and end, padded to the context length.
+    def encode(self, texts: str | list[str], truncate: bool = False, length: int | None = None) -> Encoded:
+        """Ids of one text (B = 1) or of many, each between start and end, padded to `length` or the context length.
 
         Raises LimnerError for a text over the context length, unless `truncate`, which keeps the end token.
         """
         import torch
 
         texts = [texts] if isinstance(texts, str) else list(texts)
+        length = length or self.length
         rows = [
-            self._pad_or_truncate(text, encoding, truncate)
+            self._pad_or_truncate(text, encoding, length, truncate)
             for text, encoding in zip(texts, self._encode_batch(texts), strict=True)
         ]
-        ids = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), self.length)
+        ids = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), length)
         ends = (ids == self.end).long()
         return Encoded(ids, ends.cumsum(1) - ends == 0)
 
@@ -159,6 +162,8 @@ class Tokenizer:
         }
         write_atomically(folder / "tokenizer.json", lambda path: self._engine.save(str(path)))
         write_json(folder / "tokenizer_config.json", config)
+        for name in OTHER_FILES:  # of another tokenizer, which would be read with these or instead
+            (folder / name).unlink(missing_ok=True)
 
     def _encode_batch(self, texts: list[str]) -> list[Encoding]:
         for text in texts:
@@ -170,21 +175,21 @@ class Tokenizer:
                 )
         return self._engine.encode_batch(texts)
 
-    def _pad_or_truncate(self, text: str, encoding: Encoding, truncate: bool) -> list[int]:
-        """The encoding's ids, padded or truncated to the context length."""
+    def _pad_or_truncate(self, text: str, encoding: Encoding, length: int, truncate: bool) -> list[int]:
+        """The encoding's ids, padded or truncated to the length."""
         ids = encoding.ids
-        over = len(ids) - self.length
+        over = len(ids) - length
         if over <= 0:
             return ids + [self.pad] * -over
         if truncate:
-            return [*ids[: self.length - 1], self.end]
-        first = self.length - 1  # the first token that is cut
+            return [*ids[: length - 1], self.end]
+        first = length - 1  # the first token that is cut
         word = encoding.token_to_word(first)
         span = encoding.word_to_chars(word) if word is not None else None
         tail = text[(span or encoding.offsets[first])[0] :].rstrip()
         tail = tail if len(tail) <= 80 else f"{tail[:80]}..."
         raise LimnerError(
-            f"the prompt has {len(ids)} tokens, {over} over the text encoder's context length of {self.length} (start "
+            f"the prompt has {len(ids)} tokens, {over} over the text encoder's context length of {length} (start "
             f"and end included); what does not fit: {tail!r}. Shorten it, or have it cut (--truncate, truncate=True)"
         )
 
@@ -230,12 +235,17 @@ def _engine(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Engine:
     return engine
 
 
-def _load(path: Path, read: Callable[[str], Engine]) -> Engine:
-    """read(path), with any exception as a LimnerError that names the file."""
+def _load(read: Callable[..., Engine], *files: Path) -> Engine:
+    """The engine that `read` makes of these files, any exception as a LimnerError that names them."""
     try:
-        return read(str(path))
+        return read(*map(str, files))
     except Exception as error:  # the engine raises plain Exception
-        raise LimnerError(f"{path} cannot be read as a tokenizer file: {error}") from error
+        for file in files:  # one of another kind explains the error
+            kind = other_kind(file, JSON)
+            if kind and not (file.suffix == ".txt" and kind.startswith("it is text that")):  # as merges are
+                raise LimnerError(f"{file} cannot be read as a tokenizer file: {kind}") from error
+        others = "".join(f", with {file.name}" for file in files[1:])
+        raise LimnerError(f"{files[0]} cannot be read as a tokenizer file{others}: {error!s:.300}") from error
 
 
 def _load_settings(folder: Path) -> tuple[int, dict[str, Any]]:

@@ -12,24 +12,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from limner.errors import LimnerError
-from limner.files import read_json, write_atomically
+from limner.files import JSON, PICKLE, SAFETENSORS, ZIP, read_json, recognize, write_atomically
 
 PICKLES = (".bin", ".ckpt", ".pt")
-# Diagnoses of files that are not weights, by their first bytes.
-FILE_SIGNATURES = {
-    b"version https://git-lfs": "it is a git-LFS pointer, not the weights themselves: fetch them with `git lfs pull`",
-    b"<": "it is a web page, not weights: the address is not that of a file, or needs a login",
-    b"GGUF": "it is a GGUF file, which limner does not read; take the safetensors of the same model",
-    b"\x1f\x8b": "it is packed with gzip: unpack it",
-    b"{": "it is JSON, not weights: an index of shards, or a server's answer",
-}
-# A pickle is a zip archive that holds one, or, before torch 1.6, the pickle itself.
-PICKLE_SIGNATURES = {
-    b"PK": "it is a zip archive, as torch.save writes: a pickle",
-    b"\x80": "it is a pickle",
-}
-PICKLE_ADVICE = "which can run programs; save it as safetensors, or read it with --allow-pickle (allow_pickle=True)"
+PICKLE_ADVICE = (
+    "which can run programs; save it as safetensors, or read it with allow_pickle=True (generate, inspect model: "
+    "--allow-pickle)"
+)
 CUT_SHORT = "it was probably cut short: copy or download it again"
+ADVICE = {  # what else to say about a file of another kind
+    PICKLE: f", {PICKLE_ADVICE}, named .bin",
+    ZIP: f", {PICKLE_ADVICE}, named .bin",
+    JSON: ", not weights: an index of shards, or a server's answer",
+    SAFETENSORS: ": rename it",
+}
 
 
 def read_weights(path: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
@@ -104,26 +100,10 @@ def _usable(name: Any, value: Any) -> bool:
 
 def _diagnosis(path: Path) -> str:
     """What an invalid file of weights probably is, from its first bytes."""
-    try:
-        with path.open("rb") as file:
-            start, pickled = file.read(64), path.suffix in PICKLES
-    except OSError as error:
-        return str(error.strerror or error)
-    if not start:
-        return "it is empty"
-    if start[8:9] == b"{":  # a safetensors header after its 8-byte length, whose bytes may look like a pickle
-        return "it is a safetensors file: rename it" if pickled else CUT_SHORT
-    for first, what in PICKLE_SIGNATURES.items():
-        if start.startswith(first):
-            return CUT_SHORT if pickled else f"{what}, {PICKLE_ADVICE}, named .bin"
-    return next(
-        (
-            what
-            for first, what in FILE_SIGNATURES.items()
-            if start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(first)
-        ),
-        CUT_SHORT,
-    )
+    kind = recognize(path)
+    if kind is None or kind in ((PICKLE, ZIP) if path.suffix in PICKLES else (SAFETENSORS,)):
+        return CUT_SHORT
+    return f"it is {kind}{ADVICE.get(kind, '')}"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

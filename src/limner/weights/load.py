@@ -79,7 +79,7 @@ def _renamed(tensors: dict[str, Tensor], rename: Rename | None, path: Path) -> d
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         new = rename(name)
-        if new in renamed:
+        if new in renamed and not torch.equal(tensor, renamed[new]):  # shared weights may be saved under each name
             raise LimnerError(f"{path} holds {new} twice, under the names of two file formats")
         if new is not None:
             renamed[new] = tensor
@@ -100,12 +100,26 @@ def state_dict_problems(expected: dict[str, tuple[int, ...]], actual: dict[str, 
 
 
 def check_finite(parts: Mapping[str, nn.Module | None]) -> None:
-    """Raises LimnerError for the first part, named by its key in `parts`, that has a weight that is not finite."""
+    """Raises LimnerError where the weights explain a picture that is not finite: for the first part, named by its key
+    in `parts`, that has a weight that is not finite or whose square is not, and for parts of half precision."""
+    halved: dict[str, str] = {}
     for part, net in parts.items():
         for name, weight in net.state_dict().items() if net is not None else ():
+            dtype = str(weight.dtype).removeprefix("torch.")
+            if weight.dtype.itemsize < 4:
+                halved[part] = dtype
             if not bool(torch.isfinite(weight).all()):
                 hint = "" if weight.dtype == torch.float32 else ", or they need --dtype float32"
                 raise LimnerError(
                     f"the weights of the {part} are not finite: {name} holds NaN or infinity; its file is damaged or "
                     f"its training failed{hint}"
                 )
+            largest = float(weight.abs().max()) if weight.numel() and weight.is_floating_point() else 0.0
+            if largest > 1e6 and largest > torch.finfo(weight.dtype).max ** 0.5:  # float16 holds no number over 1e6
+                raise LimnerError(
+                    f"the weights of the {part} are too large for {dtype}: {name} holds {largest:.3g}; its file is "
+                    "damaged or its training failed"
+                )
+    if halved:
+        which = ", ".join(f"{part} in {dtype}" for part, dtype in halved.items())
+        raise LimnerError(f"the picture is not finite, with the {which}; try --dtype float32 or less guidance")
