@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -136,12 +137,18 @@ def from_entries(kind: type[Config], entries: dict[str, Any], what: str) -> Conf
 
     `what` names the object in the error, e.g. "a DiT".
     """
-    known = get_type_hints(kind)
+    known = _field_types(kind)
     extra = [name for name in entries if name not in known]
     if extra:
         raise LimnerError(f"this does not describe {what}: got an unexpected keyword argument {extra[0]!r}")
     lists = {name for name, value in entries.items() if isinstance(value, list) and _takes_lists(known[name])}
     return kind(**{name: tuple(value) if name in lists else value for name, value in entries.items()})
+
+
+def _field_types(kind: Any) -> dict[str, Any]:
+    """The type of each field of a dataclass."""
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind)}
 
 
 def _takes_lists(kind: Any) -> bool:
@@ -156,7 +163,7 @@ def _choices(kind: Any) -> tuple[Any, ...]:
 
 def check_types(config: object) -> None:
     """Raises LimnerError for a dataclass field whose value is not of the declared type, not finite or too large."""
-    for name, kind in get_type_hints(type(config)).items():
+    for name, kind in _field_types(type(config)).items():
         value = getattr(config, name)
         choices = _choices(kind)
         if not any(_has_type(value, each) for each in choices):

@@ -24,7 +24,8 @@ def run(arguments: list[str]) -> None:
 
     @dataclass(frozen=True)
     class Arguments:
-        recipe: Annotated[type(chosen), tyro.conf.arg(name="")]  # type: ignore[valid-type]
+        # The network stays of the recipe's kind.
+        recipe: tyro.conf.AvoidSubcommands[Annotated[type(chosen), tyro.conf.arg(name="")]]  # type: ignore[valid-type]
         resume: str | None = None
         """Resume "latest" in the output folder, or a checkpoint folder."""
         verify_resume: int | None = None

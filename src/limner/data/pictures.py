@@ -25,6 +25,8 @@ class Pictures:
     captions: list[list[str]] | None = None  # one or more for each picture; None: training without text
     labels: list[int] | None = None
     label_names: list[str] | None = None
+    pad: int = 0
+    """Black pixels on each side of a picture, within the size that it is loaded at."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -45,10 +47,13 @@ class Pictures:
         """The pictures at `indices`; an unreadable one is replaced by the next readable."""
         import torch
 
-        loaded = Loaded(torch.empty(len(indices), channels, size, size, dtype=torch.uint8), list(indices), [])
+        if size <= 2 * self.pad:
+            raise LimnerError(f"--data.pad {self.pad} leaves nothing of pictures with a side of {size}")
+        loaded = Loaded(torch.zeros(len(indices), channels, size, size, dtype=torch.uint8), list(indices), [])
+        inner = slice(self.pad, size - self.pad)
         for row, index in enumerate(indices):
             loaded.indices[row], image = self._readable(index, loaded.broken)
-            loaded.images[row] = to_tensor(image, size, channels)
+            loaded.images[row, :, inner, inner] = to_tensor(image, size - 2 * self.pad, channels)
         return loaded
 
     def _readable(self, index: int, broken: list[str], tries: int = 100) -> tuple[int, "Image"]:

@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from limner.checks import as_number
+from limner.checks import as_number, as_whole
 from limner.data import captions as words
 from limner.data.captions import few
 from limner.data.collection import Collection
@@ -34,9 +34,12 @@ class Source:
     caption_column: str | None = None  # None: text, caption, captions or prompt
     label_column: str | None = None  # labels become captions where there is no caption column
     templates: tuple[str, ...] = ()  # captions for labels: {} is the name, {a} the name with a or an
+    pad: int = 0  # black pixels on each side of every picture, within its size: 2 makes 32x32 of MNIST's 28x28
     max_broken: float = 0.01  # largest share of unreadable pictures
 
     def __post_init__(self) -> None:
+        if as_whole("pad", self.pad) < 0:
+            raise LimnerError(f"pad must be at least 0, not {self.pad}")
         if not 0 <= as_number("max_broken", self.max_broken) <= 1:
             raise LimnerError(f"max_broken must be from 0 to 1, not {self.max_broken}")
 
@@ -69,6 +72,8 @@ def _named(config: Source, captions: bool) -> Collection:
     if name == "world":
         from limner.data.world import World
 
+        if config.pad:
+            raise LimnerError("--data.pad is for pictures in files; those of the world are drawn at their size")
         split = check_split(config.split, set(SPLITS), "world")
         return World(seed=list(SPLITS).index(split), kind=kind or None)
     if "/" not in config.name and config.name not in HUB_NAMES:
@@ -151,6 +156,7 @@ def _warn_left_out(contents: Contents, chosen: Chosen, others: list[Path]) -> No
 
 
 def _finished(pictures: Pictures, config: Source, captions: bool) -> Pictures:
+    pictures.pad = config.pad
     return _captioned(pictures, config.templates) if captions else pictures
 
 

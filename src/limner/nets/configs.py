@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from limner.errors import LimnerError
 from limner.files import MAX_INT, MAX_LAYERS, check_range, check_types, from_entries
@@ -39,6 +39,13 @@ class DiTConfig:
     conv_layers: int = 2
     position_scale: float = 1.0
     pooled_text: bool = False
+
+    derived: ClassVar[tuple[str, ...]] = ("sample_size", "in_channels", "num_classes", "text_dim")
+    """The fields that `fit` sets."""
+
+    def fit(self, size: int, channels: int, classes: int, text_width: int) -> DiTConfig:
+        """The configuration for x (B, channels, size, size), this many classes and text states of this width."""
+        return replace(self, sample_size=size, in_channels=channels, num_classes=classes, text_dim=text_width)
 
     def __post_init__(self) -> None:
         check_types(self)

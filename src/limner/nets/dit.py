@@ -27,6 +27,7 @@ from limner.nets.layers import (
     silu,
     split_heads,
 )
+from limner.nets.mmdit_config import MMDiTConfig
 from limner.nets.network import Condition, Network
 
 
@@ -81,7 +82,7 @@ class ConvStem(nn.Module):
     features and transformer output (B, S, H, W) to the output (B, C, H, W). c (B, D) is the time embedding.
     """
 
-    def __init__(self, config: DiTConfig) -> None:
+    def __init__(self, config: DiTConfig | MMDiTConfig) -> None:
         super().__init__()
         width, groups = config.conv_channels, config.conv_channels // CONV_GROUP
 

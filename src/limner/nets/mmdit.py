@@ -123,7 +123,7 @@ class SD3Transformer2DModel(JointTransformer):
         base = config.sample_size // patch
         embed = PatchEmbed(config.in_channels, dim, patch, config.pos_embed_max_size, base)
         super().__init__(embed, dim, config.joint_attention_dim, config.pooled_projection_dim, config.out_channels)
-        self.config, self.latent_channels = config, config.out_channels
+        self.config, self.latent_channels, self.largest = config, config.out_channels, patch * config.pos_embed_max_size
         self.concat_channels, self.text_width = config.in_channels - config.out_channels, config.joint_attention_dim
         depth, qk_norm = config.num_layers, config.qk_norm is not None
         self.transformer_blocks = nn.ModuleList(
@@ -175,7 +175,7 @@ class MMDiT(JointTransformer):
         dim, channels = config.hidden_size, config.conv_channels or config.in_channels
         super().__init__(PatchEmbed(channels, dim, config.patch_size), dim, config.text_dim, config.text_dim, channels)
         self.config, self.latent_channels = config, config.in_channels
-        self.ends = ConvStem(config) if config.conv_channels else None  # type: ignore[arg-type]
+        self.ends = ConvStem(config) if config.conv_channels else None
         self.transformer_blocks = nn.ModuleList(
             JointTransformerBlock(
                 dim, config.num_heads, lambda: SwiGLU(dim, config.mlp_size), qk_norm=True, last=i == config.depth - 1

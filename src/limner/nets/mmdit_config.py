@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar
 
 from limner.errors import LimnerError
 from limner.files import MAX_INT, MAX_LAYERS, check_range, check_types, from_entries
@@ -56,7 +56,9 @@ class SD3TransformerConfig:
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> SD3TransformerConfig:
-        """From the content of a config.json, see `from_published`."""
+        """From the content of a config.json, see `from_published`; `out_channels` null is `in_channels`."""
+        if config.get("out_channels", 0) is None:
+            config = config | {"out_channels": config.get("in_channels", cls.in_channels)}
         return from_published(cls, config, SD3_FIXED, "a transformer of Stable Diffusion 3")
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,6 +86,15 @@ class MMDiTConfig:
     rope_theta: float = 100.0
     conv_channels: int = 0
     conv_layers: int = 2
+
+    derived: ClassVar[tuple[str, ...]] = ("sample_size", "in_channels", "text_dim")
+    """The fields that `fit` sets."""
+
+    def fit(self, size: int, channels: int, classes: int, text_width: int) -> MMDiTConfig:
+        """The configuration for x (B, channels, size, size) and text states of this width."""
+        if not text_width:
+            raise LimnerError("an MMDiT is conditioned on text alone; set --condition text, or take another network")
+        return replace(self, sample_size=size, in_channels=channels, text_dim=text_width)
 
     def __post_init__(self) -> None:
         check_types(self)

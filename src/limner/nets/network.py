@@ -20,6 +20,8 @@ class Network(nn.Module):
     """C of x and of the output."""
     multiple: int
     """H and W must be multiples of it."""
+    largest: int | None = None
+    """The largest H and W, if there is one."""
     concat_channels: int = 0
     """Channels of the entry "concat" of its condition: a mask and the latents of the masked picture."""
     text_width: int = 0

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, NamedTuple
 
 from limner.errors import LimnerError, unknown
 from limner.files import MAX_LAYERS, check_range, check_types
@@ -136,6 +136,16 @@ class UNet2DConfig(UNetBaseConfig):
     add_attention: bool = True
     num_class_embeds: int | None = None
 
+    derived: ClassVar[tuple[str, ...]] = ("sample_size", "in_channels", "out_channels", "num_class_embeds")
+    """The fields that `fit` sets."""
+
+    def fit(self, size: int, channels: int, classes: int, text_width: int) -> UNet2DConfig:
+        """The configuration for x (B, channels, size, size) and this many classes."""
+        if text_width:
+            raise LimnerError("this UNet takes no text; a UNetConfig does")
+        embeds = classes + 1 if classes else None
+        return replace(self, sample_size=size, in_channels=channels, out_channels=channels, num_class_embeds=embeds)
+
     def __post_init__(self) -> None:
         self.check(("DownBlock2D", "AttnDownBlock2D"), ("UpBlock2D", "AttnUpBlock2D"))
         check_range(self, ("attention_head_dim", "num_class_embeds"), 1)
@@ -180,6 +190,17 @@ class UNetConfig(UNetBaseConfig):
     attention_head_dim: int | tuple[int, ...] = 8
     transformer_layers_per_block: int | tuple[int, ...] = 1
     use_linear_projection: bool = False
+
+    derived: ClassVar[tuple[str, ...]] = ("sample_size", "in_channels", "out_channels", "cross_attention_dim")
+    """The fields that `fit` sets."""
+
+    def fit(self, size: int, channels: int, classes: int, text_width: int) -> UNetConfig:
+        """The configuration for x (B, channels, size, size) and text states of this width."""
+        if not text_width:
+            raise LimnerError("this UNet is conditioned on text alone; a UNet2DConfig is on classes, or on nothing")
+        return replace(
+            self, sample_size=size, in_channels=channels, out_channels=channels, cross_attention_dim=text_width
+        )
 
     def __post_init__(self) -> None:
         self.check(("DownBlock2D", "CrossAttnDownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D"))

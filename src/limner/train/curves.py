@@ -1,7 +1,6 @@
 """The log of a run: scalars and pictures in TensorBoard's files, and the curves of the loss as a picture."""
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 
@@ -9,17 +8,10 @@ import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from limner.errors import LimnerError
 from limner.files import write_atomically
 
 HELD_OUT = "loss/held_out"
 Curves = Mapping[str, Sequence[tuple[int, float]]]  # (step, value) by name
-
-
-def check_matplotlib() -> None:
-    """LimnerError where the curves cannot be drawn."""
-    if find_spec("matplotlib") is None:
-        raise LimnerError("training needs matplotlib; install it with: pip install 'limner[train]'")
 
 
 class Log:

@@ -29,9 +29,10 @@ from limner.data.collection import Collection
 from limner.data.sources import open_source
 from limner.errors import LimnerError
 from limner.files import check_writable, expand
+from limner.look.plots import check_matplotlib
 from limner.picture import save as save_picture
 from limner.train import checkpoint
-from limner.train.curves import HELD_OUT, Log, check_matplotlib
+from limner.train.curves import HELD_OUT, Log
 from limner.train.held_out import Subset, averaged, held_out_batches, split
 from limner.train.loss import check_finite
 from limner.train.optimizer import OPTIMIZERS, check_resumed, lr_multiplier
@@ -137,7 +138,7 @@ class Trainer:
     def prepare(self) -> "Trainer":
         """Open the data, build the task and its optimiser, and restore the checkpoint to resume."""
         recipe = self.recipe
-        check_matplotlib()
+        check_matplotlib("training")
         check_writable(self.output / "checkpoint")  # before the data is opened
         if recipe.precision != self.accelerator.mixed_precision:
             self.log(f"this device has no {recipe.precision}: training in float32")

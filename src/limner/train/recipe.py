@@ -10,6 +10,8 @@ from limner.data.sources import Source
 from limner.errors import LimnerError, unknown
 from limner.files import MAX_LAYERS
 from limner.nets.configs import AutoencoderKLConfig, DiTConfig
+from limner.nets.mmdit_config import MMDiTConfig
+from limner.nets.unet_config import UNet2DConfig, UNetConfig
 from limner.train.fields import (
     Amount,
     Decay,
@@ -203,8 +205,8 @@ class Recipe(Run):
     cache: Natural = 0
     """Pictures whose latents are encoded once, at the start; 0: latents are encoded at every step."""
     condition: Literal["none", "class", "text"] = "text"
-    network: DiTConfig = field(default_factory=DiTConfig)
-    """sample_size, in_channels, num_classes and text_dim follow from the data and the condition."""
+    network: DiTConfig | MMDiTConfig | UNet2DConfig | UNetConfig = field(default_factory=DiTConfig)
+    """Sizes, channels, classes and the width of the text follow from the data and the condition."""
     text: TextRecipe = field(default_factory=TextRecipe)
     path: Literal["flow", "linear", "scaled_linear", "cosine"] = "flow"
     predicts: Literal["flow", "eps", "v", "sample"] = "flow"
@@ -231,8 +233,7 @@ class Recipe(Run):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        derived = ("sample_size", "in_channels", "num_classes", "text_dim")
-        check_derived("network", self.network, derived, "it follows from the pictures and the condition")
+        check_derived("network", self.network, self.network.derived, "it follows from the pictures and the condition")
         if not self.shift > 0 or (self.shift != 1 and self.path != "flow"):
             raise LimnerError(f"shift must be more than 0, and 1 but for the flow path, not {self.shift}")
         if self.loss == "velocity" and (self.path, self.predicts) != ("flow", "sample"):

@@ -15,14 +15,14 @@ from limner.families import family
 from limner.files import read_json
 from limner.folders import find_part
 from limner.model import Model
-from limner.nets.dit import DiT
 from limner.nets.vae import AutoencoderKL
 from limner.text.clip import CLIPTextConfig, CLIPTextModel
 from limner.text.conditioner import Classes, Conditioner, Nothing, NullText, NullTextConfig, Text
-from limner.text.encoder import LAST_STATE, AnyTokenizer, Reads, TextEncoder
+from limner.text.encoder import LAST_STATE, AnyTokenizer, Reads, TextEncoder, open_tokenizer
 from limner.text.tokenizer import Tokenizer
+from limner.text.transformer import TextTransformer
 from limner.train.recipe import ContrastiveRecipe, Recipe, TextRecipe
-from limner.weights.parts import account, open_part
+from limner.weights.parts import account, build, open_part
 
 SCHEDULERS: dict[str, dict[str, Any]] = {
     "flow": {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 1.0},
@@ -48,15 +48,7 @@ def make_model(recipe: Recipe, pictures: Collection, start: Path | None = None) 
         start if start is not None and recipe.autoencoder is not None else recipe.autoencoder
     )
     size, channels = latent_shape(recipe, autoencoder)
-    network = DiT(
-        replace(
-            recipe.network,
-            sample_size=size,
-            in_channels=channels,
-            num_classes=len(conditioner.names),
-            text_dim=conditioner.width,
-        )
-    )
+    network = build(recipe.network.fit(size, channels, len(conditioner.names), conditioner.width))
     defaults = family("LimnerPipeline", recipe.condition).defaults | {"steps": recipe.sample_steps}
     defaults |= {"guidance_scale": recipe.guidance_scale} if conditioner.acts else {}
     name = Path(os.path.abspath(recipe.output)).name
@@ -83,7 +75,7 @@ def text_conditioner(recipe: Recipe, pictures: Collection, start: Path | None, f
     row, captions = family("LimnerPipeline", "text"), pictures.all_captions()
     known = first.tokenizers().get("tokenizer") if first is not None else None
     if start is not None:
-        known = Tokenizer.from_pretrained(start / "tokenizer")
+        known = open_tokenizer(start / "tokenizer")
     text = recipe.text
     if start is not None and text.pretrained is not None:  # a resumed run has its text encoder in its checkpoint
         text = replace(text, pretrained=str(start))
@@ -108,7 +100,7 @@ def make_text_encoder(
                 "that trains one (limner train world-text)"
             )
         transformer = _open_transformer(_part(root, "text_encoder"))
-        return TextEncoder(Tokenizer.from_pretrained(_part(root, "tokenizer")), transformer, reads)
+        return TextEncoder(open_tokenizer(_part(root, "tokenizer")), transformer, reads)
     tokenizer = known or Tokenizer.train(captions, vocab_size=text.vocab_size, length=text.length)
     config = CLIPTextConfig(
         vocab_size=tokenizer.vocab_size,
@@ -122,12 +114,17 @@ def make_text_encoder(
     return TextEncoder(tokenizer, CLIPTextModel(config), reads)
 
 
-def _open_transformer(folder: Path) -> CLIPTextModel:
+# By model_type in config.json; others are CLIP's.
+TEXT_MODELS = {"t5": "T5EncoderModel"}
+
+
+def _open_transformer(folder: Path) -> TextTransformer:
     """The text transformer of a folder, in float32 and without a projection, which no denoiser uses. Warns of tensors
     that are left out."""
-    transformer = open_part(folder, "CLIPTextModel", CLIPTextModel).float()
-    unused = [name for name in account(folder, "CLIPTextModel").unused if not name.endswith(".position_ids")]
-    if transformer.config.projection_dim is not None:
+    kind = TEXT_MODELS.get(read_json(folder / "config.json").get("model_type", ""), "CLIPTextModel")
+    transformer: Any = open_part(folder, kind, TextTransformer).float()
+    unused = [name for name in account(folder, kind).unused if not name.endswith(".position_ids")]
+    if getattr(transformer.config, "projection_dim", None) is not None:
         transformer.config = replace(transformer.config, projection_dim=None)
         del transformer.text_projection
         unused.append("text_projection.weight")

@@ -71,6 +71,11 @@ class Account(NamedTuple):
     unused: list[str]
 
 
+def build(config: Any) -> Any:
+    """The untrained module that a configuration describes."""
+    return next(part.module for part in PARTS.values() if part.config is type(config))(config)
+
+
 def open_part(
     folder: Path, name: str, base: type[Module], dtype: torch.dtype | None = None, allow_pickle: bool = False
 ) -> Module:
