@@ -71,11 +71,10 @@ def class_folders(root: Path) -> Path:
 def test_each_network_is_trained_and_painted_with(recipe: Recipe, name: str) -> None:
     recipe, kind = with_network(recipe, name), NETWORKS[name][2]
     run = trainer(recipe)
-    before = {key: weight.clone() for key, weight in run.task.parts["denoiser"].state_dict().items()}
+    network = run.task.parts["denoiser"]
+    before = {key: weight.clone() for key, weight in network.state_dict().items()}
     run.run()
-    changed = [
-        key for key, weight in run.task.parts["denoiser"].state_dict().items() if not torch.equal(weight, before[key])
-    ]
+    changed = [key for key, weight in network.state_dict().items() if not torch.equal(weight, before[key])]
     assert changed and all(torch.isfinite(tensor).all() for tensor in tensors(recipe.output, 6).values())
     pipe = Pipeline.from_pretrained(recipe.output)
     assert type(pipe.model.network) is kind and pipe.model.network.config == network.config
