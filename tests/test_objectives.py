@@ -317,7 +317,7 @@ def test_a_run_has_its_curves_and_sheets_as_pictures(recipe: Recipe) -> None:
 
 
 def test_a_run_that_could_not_draw_its_curves_does_not_begin(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("limner.train.curves.find_spec", lambda name: None)
+    monkeypatch.setattr("limner.look.plots.find_spec", lambda name: None)
     with pytest.raises(LimnerError, match="training needs matplotlib; install it with: pip install"):
         trainer(recipe)
 

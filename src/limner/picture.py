@@ -59,6 +59,38 @@ def sheet(
     return page
 
 
+def labelled_sheet(
+    pictures: Sequence[Image.Image], rows: Sequence[str], columns: Sequence[str], gap: int = 4
+) -> Image.Image:
+    """Pictures, row by row, each row's label to its left and each column's above it.
+
+    Small pictures are enlarged, all alike, by a whole number; a picture smaller than the others is centred.
+    """
+    size = [max(each.size[axis] for each in pictures) for axis in (0, 1)]
+    scale = max(1, 128 // max(size))
+    above, left = ([_wrap(text, width) for text in texts] for texts, width in ((columns, size[0] * scale), (rows, 150)))
+    width, height = max(size[0] * scale, _extent(above)[0]), max(size[1] * scale, _extent(left)[1])
+    margin, header = _extent(left)[0] + gap, _extent(above)[1] + gap
+    page = Image.new("RGB", (margin + len(columns) * (width + gap), header + len(rows) * (height + gap)), "white")
+    draw = ImageDraw.Draw(page)
+    for k, text in enumerate(above):
+        draw.multiline_text((margin + k * (width + gap), 2), text, fill="black", font_size=10, spacing=1)
+    for k, text in enumerate(left):
+        place = (margin - gap, header + k * (height + gap))
+        draw.multiline_text(place, text, fill="black", font_size=10, spacing=1, anchor="ra", align="right")
+    for k, picture in enumerate(pictures):
+        large = picture.convert("RGB").resize([side * scale for side in picture.size], Image.Resampling.NEAREST)
+        x, y = margin + k % len(columns) * (width + gap), header + k // len(columns) * (height + gap)
+        page.paste(large, (x + (width - large.width) // 2, y + (height - large.height) // 2))
+    return page
+
+
+def _extent(texts: Sequence[str]) -> tuple[int, int]:
+    """(width, height) in pixels that hold any of the wrapped texts."""
+    lines = [text.split("\n") for text in texts]
+    return 6 * max(len(line) for text in lines for line in text) + 4, 12 * max(map(len, lines)) + 2
+
+
 def _wrap(text: str, width: int) -> str:
     """Text wrapped to `width` pixels in the captions' font, whose letters are about 5.4 pixels wide."""
     if "\n" in text:
@@ -114,6 +146,17 @@ def save(picture: Image.Image, path: Path, parameters: str | None = None) -> Non
             raise
         except Exception as error:  # encoders raise whatever they meet, as for a side too long for the kind of file
             raise LimnerError(f"cannot write {path} as {kind} ({error}); end it in .png") from error
+
+    write_atomically(path, write)
+
+
+def save_animation(pages: Sequence[Image.Image], path: Path, milliseconds: Sequence[int]) -> None:
+    """Write an animated PNG atomically, each page shown for so long, again and again."""
+
+    def write(temporary: Path) -> None:
+        pages[0].save(
+            temporary, format="PNG", save_all=True, append_images=pages[1:], duration=list(milliseconds), loop=0
+        )
 
     write_atomically(path, write)
 
