@@ -223,3 +223,15 @@ def test_training_reads_pictures_by_the_same_loader() -> None:
         assert np.array_equal(np.asarray(pictures.image(i)), read(files[i]))
     with pytest.raises(BrokenPicture, match="files, row 3 cannot be read as a picture: its values go from 2 to 2"):
         pictures.image(3)
+
+
+def test_a_picture_without_pixels_is_refused() -> None:
+    with pytest.raises(BrokenPicture, match="it has no pixels: 0x4"):
+        read_image(Image.new("RGB", (0, 4)))
+
+
+def test_transparent_pixels_are_told_of() -> None:
+    layers = Image.new("RGBA", (2, 1), (255, 255, 255, 255))
+    assert not read_image(layers).info
+    layers.putpixel((1, 0), (255, 255, 255, 0))
+    assert read_image(layers).info == {"transparent": True}

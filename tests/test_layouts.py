@@ -566,3 +566,43 @@ def test_the_hub_names_a_cache_that_cannot_be_written(monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", "/dev/null/x/datasets")
     with pytest.raises(LimnerError, match="the cache of `datasets` .*/dev/null/x/datasets.*; set HF_HOME"):
         open_source(Source("mnist"))
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 1\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        *((name, LFS, "it is a git-LFS pointer") for name in
+          ("train.parquet", "metadata.jsonl", "metadata.csv", "metadata.parquet")),
+        ("metadata.csv", b"<!DOCTYPE html>", "it is a web page"),
+        ("metadata.jsonl", b'{\n "file_name": "1.png"\n}', "each line is an object of its own"),
+        ("train.parquet", b"", "it is empty"),
+        ("train.parquet", b"PAR1cut", "probably cut short"),
+        ("1.txt", "a red star".encode("utf-16"), "it is text in UTF-16"),
+        ("1.txt", "a red star".encode("utf-16-le"), "it holds NUL at character 1"),
+        ("metadata.jsonl", b'{"file_name": "1.png", "text": "a\\u0000"}', "line 1: a caption holds NUL"),
+    ],
+)  # fmt: skip
+def test_files_of_another_kind_are_called_what_they_are(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    paint(tmp_path, "1.png")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(LimnerError, match=message):
+        open_source(Source(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"templates": ("a {}",)}, "the templates has no effect with the captions of"),
+        ({"caption_column": "x"}, "the caption column has no effect with no metadata"),
+    ],
+)
+def test_options_without_effect_on_captions_from_texts_are_told(tmp_path: Path, options: dict, message: str) -> None:
+    paint(tmp_path, "1.png")
+    (tmp_path / "1.txt").write_text("a red star")
+    with pytest.warns(LimnerWarning, match=message):
+        open_source(Source(path=str(tmp_path), **options))

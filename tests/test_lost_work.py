@@ -15,7 +15,7 @@ import transformers
 from helpers import COLOURS, TINY, paint_colour, trainer
 from PIL import Image
 from rich.console import Console
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from limner.data.batches import resumed_epoch
 from limner.data.collection import epoch_order
@@ -32,6 +32,7 @@ from limner.train import checkpoint
 from limner.train.latents import Latents, encode
 from limner.train.recipe import ContrastiveRecipe, Recipe, TextRecipe, load_recipe
 from limner.train.setup import make_text_encoder
+from limner.weights.file import read_tensors
 from limner.weights.parts import open_part, save_part
 
 CPU = torch.device("cpu")
@@ -497,3 +498,57 @@ def test_a_model_trained_on_such_a_text_encoder_opens_again(recipe: Recipe, clip
         pipe = trainer(replace(recipe, text=text, steps=1, sample_prompts=("red",))).run()
         opened = Pipeline.from_pretrained(recipe.output)
     assert opened("red", seed=1)[0].tobytes() == pipe("red", seed=1)[0].tobytes()
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "empty", "latents", "indices", "fewer", "nan", "kind"])
+def test_a_damaged_cache_is_encoded_again(vae: AutoencoderKL, folder: Path, damage: str) -> None:
+    file = folder.parent / "latents.safetensors"
+    wanted = cache(vae, folder).latents.clone()
+    stored = {name: tensor.clone() for name, tensor in read_tensors(file).items()}
+    content = {
+        "cut": file.read_bytes()[:200], "text": b"hello", "empty": b"",
+        "latents": save({k: t for k, t in stored.items() if k != "latents"}),
+        "indices": save({k: t for k, t in stored.items() if k != "indices"}),
+        "fewer": save(stored | {"latents": stored["latents"][:2].clone()}),
+        "nan": save(stored | {"latents": stored["latents"] * float("nan")}),
+        "kind": save(stored | {"fingerprint": torch.tensor([0.5])}),
+    }[damage]  # fmt: skip
+    file.write_bytes(content)
+    said: list[str] = []
+    assert torch.equal(cache(vae, folder, said.append).latents, wanted)
+    assert torch.equal(cache(vae, folder, said.append).latents, wanted)
+    assert len(said) == 1 and said[0].startswith("encoding 40 pictures")
+
+
+@pytest.mark.parametrize("state", ["{}", '{"step": "x", "recipe": {}}', '{"step": -1, "recipe": {}}', '{"step": 3}'])
+def test_a_damaged_state_of_a_checkpoint_is_told_with_its_file(recipe: Recipe, state: str) -> None:
+    trainer(replace(recipe, steps=2)).run()
+    file = Path(recipe.output) / "checkpoint-2/training/state.json"
+    file.write_text(state)
+    with pytest.raises(LimnerError, match="state.json is damaged: expected a whole number as step, and a recipe"):
+        trainer(recipe, "latest")
+
+
+def test_a_checkpoint_without_a_part_is_called_incomplete(recipe: Recipe) -> None:
+    trainer(replace(recipe, steps=2)).run()
+    shutil.rmtree(Path(recipe.output) / "checkpoint-2/denoiser")
+    with pytest.raises(LimnerError, match="checkpoint-2 holds no denoiser: it is incomplete"):
+        trainer(recipe, "latest")
+
+
+def test_pictures_that_came_under_the_same_path_are_told_to_a_run_that_goes_on(recipe: Recipe) -> None:
+    trainer(replace(recipe, steps=2)).run()
+    assert recipe.data.path
+    paint_colour(Path(recipe.data.path) / "zz.png", "red", 0)
+    (Path(recipe.data.path) / "zz.txt").write_text("a red picture")
+    text = " ".join(said(lambda console: trainer(recipe, "latest", console)).split())
+    assert "pictures 24 -> 25" in text and "of 25 pictures of this epoch are not shown" in text
+
+
+@pytest.mark.parametrize("name", ["samples", "logs", "loss.png"])
+def test_an_output_that_cannot_be_written_is_told_before_training(recipe: Recipe, name: str) -> None:
+    output = Path(recipe.output)
+    output.mkdir()
+    (output / name).mkdir() if "." in name else (output / name).touch()
+    with pytest.raises(LimnerError, match=f"cannot write .*{name}"):
+        trainer(recipe)

@@ -214,3 +214,60 @@ def test_an_option_is_named(
 def test_a_file_of_prompts_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a red star\n", encoding="utf-8-sig")
     assert [each.prompt for each in load_prompts(str(tmp_path / "prompts.txt"), 5)] == ["a red star"]
+
+
+def test_numbers_go_on_after_the_largest_of_any_length_and_case(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (8, 8))
+    picture.info["parameters"] = ""
+    for there, next_one in (("00004.PNG", "00005.png"), ("999999999.png", "1000000000.png")):
+        (tmp_path / there).touch()
+        assert open_output(f"{tmp_path}/").write([picture], [])[1] == [tmp_path / next_one]
+    assert open_output(f"{tmp_path}/").write([picture], [])[1] == [tmp_path / "1000000001.png"]
+
+
+def test_a_link_stays_a_link_and_what_it_names_is_written(tmp_path: Path) -> None:
+    (tmp_path / "a.png").symlink_to(tmp_path / "deep/b.png")
+    output = open_output(str(tmp_path / "a.png"))
+    save(Image.new("RGB", (8, 8), "red"), output.path)
+    assert (tmp_path / "a.png").is_symlink() and Image.open(tmp_path / "deep/b.png").getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_pipe_a_loop_and_a_name_with_nul_are_refused_before_painting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "loop").symlink_to("loop")
+    for name, reason in (
+        ("pipe.png", "it is a pipe or a device, not a file"),
+        ("loop/a.png", "Too many levels of symbolic links"),
+        ("a\0.png", "embedded null"),
+        (f"{'x' * 300}.png", "File name too long"),
+    ):
+        with pytest.raises(LimnerError, match=reason):
+            open_output(str(tmp_path / name))
+    assert os.stat(tmp_path / "pipe.png").st_mode & 0o170000 == 0o010000
+
+
+def test_a_name_as_long_as_a_file_may_have_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 251 + ".png")
+    save(Image.new("RGB", (8, 8)), open_output(str(path)).path)
+    assert path.is_file()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a red star".encode("utf-16"), "is not UTF-8 text: it is text in UTF-16"),
+        ("a red star".encode("utf-16-le"), "is not UTF-8 text: it holds NUL at character 1"),
+    ],
+)
+def test_prompts_in_another_encoding_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "p.txt").write_bytes(content)
+    with pytest.raises(LimnerError, match=message):
+        load_prompts(str(tmp_path / "p.txt"), 5)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_picture_is_saved_though_what_is_said_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*LIMNER, *QUICK, "-o", tmp_path / "a.png"], stderr=full, stdout=subprocess.PIPE)
+    assert done.returncode == 0 and Image.open(tmp_path / "a.png").size == (64, 64)

@@ -273,7 +273,7 @@ def test_table_paths_paint_too(pipe: Pipeline) -> None:
         ({"seed": -1}, "seed -1 must be a whole number"),
         ({"guidance": 3.0}, "unknown setting 'guidance'; did you mean 'guidance_scale'"),
         ({"rng": "numpy"}, "unknown rng 'numpy'"),
-        ({"height": 0}, "height 0 is not a multiple"),
+        ({"height": 0}, "height must be at least 2, not 0"),
     ],
 )
 def test_bad_settings(pipe: Pipeline, settings: dict, message: str) -> None:

@@ -3,6 +3,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 PAINTED = {
     "cifar10-text": "a photo of a frog", "mnist-class": "7", "mnist-dit": "", "mnist-text": "a two",
     "mnist-unconditional": "", "world": "three green hearts", "world-quick": "a purple star",
+    "world-unet": "a purple star", "world-mmdit": "a purple star", "unet-ddpm": "", "latent": "a red star",
 }  # fmt: skip
 
 
@@ -31,7 +33,13 @@ def shrunk(name: str) -> Recipe:
     """A recipe with one block, without what only an earlier run has."""
     recipe = denoiser_recipes()[name]
     text = replace(recipe.text, pretrained="shipped") if recipe.text.pretrained else recipe.text
-    return replace(recipe, network=replace(recipe.network, depth=1), text=text)
+    network: Any = recipe.network
+    if hasattr(network, "depth"):
+        network = replace(network, depth=1)
+    else:
+        narrow = (32,) * len(network.block_out_channels)
+        network = replace(network, block_out_channels=narrow, layers_per_block=1)
+    return replace(recipe, network=network, text=text)
 
 
 def class_folders(root: Path, names: tuple[str, ...]) -> str:
@@ -170,7 +178,10 @@ def test_the_training_extra_is_not_needed(monkeypatch: pytest.MonkeyPatch, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a", "--random"], "--random paints with the untrained model of a recipe: --model cifar10-text | mnist-class"),
+        (
+            ["a", "--random"],
+            "--random paints with the untrained model of a recipe: --model cifar10-text | latent |",
+        ),
         (["a", "--random", "--model", "wrld"], "unknown recipe 'wrld'; did you mean 'world'? Known: cifar10-text, "),
         (["a", "--random", "--model", "world-vae"], "the recipe world-vae trains no denoiser; those that do: cifar10-"),
         (["a", "--random", "--model", "world-text"], "the recipe world-text trains no denoiser"),

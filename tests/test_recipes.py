@@ -118,6 +118,11 @@ def test_what_follows_from_the_data_is_not_given(recipe: Recipe, network: Any, f
         replace(recipe, condition="text", network=replace(network, **{field: value}))
 
 
+def test_the_guidance_of_a_recipe_is_one_that_its_model_opens_with(recipe: Recipe) -> None:
+    with pytest.raises(LimnerError, match="guidance_scale must be at least 0, not -5"):
+        replace(recipe, guidance_scale=-5.0)
+
+
 def test_a_frozen_t5_is_read_by_an_mmdit(recipe: Recipe, tmp_path: Path) -> None:
     torch.manual_seed(0)
     tokenizer = UnigramTokenizer.train([f"a {name} picture" for name in ("red", "green", "blue")], vocab_size=120)

@@ -320,3 +320,13 @@ def test_an_unconditional_model_records_guidance_one() -> None:
 def test_settings_out_of_range(pipe: Pipeline, options: dict, message: str) -> None:
     with pytest.raises(LimnerError, match=message):
         pipe("a red star", **options)
+
+
+def test_a_prompt_that_begins_as_a_negative_one_is_not_taken_for_it() -> None:
+    """Tokenizers lower its case, so that the same is painted."""
+    text = parameters_text(" Negative prompt: b", "", {"Steps": 3})
+    assert text == "negative prompt: b\nSteps: 3"
+
+
+def test_spaces_around_a_value_are_kept_by_quotes() -> None:
+    assert parameters_text("a", "", {"Model": " m "}) == 'a\nModel: " m "'

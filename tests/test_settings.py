@@ -102,3 +102,49 @@ def test_two_steps_of_which_one_is_wasted_are_told(pipe: Pipeline, options: dict
 def test_what_makes_no_sense_is_refused(pipe: Pipeline, options: dict[str, Any], message: str) -> None:
     with pytest.raises(LimnerError, match=message):
         pipe.paint(**{"prompt": "a red star"} | options)
+
+
+def told(pipe: Pipeline, prompt: str = "a red star", **options: Any) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pipe.paint(prompt, **options)
+    return [str(each.message) for each in caught]
+
+
+def test_a_setting_of_none_is_the_default(pipe: Pipeline) -> None:
+    nothing = dict.fromkeys(Settings.__dataclass_fields__)
+    assert Settings(**nothing) == Settings()
+    assert pipe.paint("a red star", **nothing).records == pipe.paint("a red star").records
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"guidance_scale": -0.5}, "guidance_scale must be at least 0, not -0.5"),
+        ({"shift": 1e-30}, "shift must be from 0.001 to 1000, not 1e-30"),
+        ({"shift": 1e30}, r"shift must be from 0.001 to 1000, not 1e\+30"),
+        ({"width": 0}, "width must be at least 2, not 0"),
+        ({"height": -64}, "height must be at least 2, not -64"),
+        ({"variation_seed": -1, "variation_strength": 0.5}, "variation_seed -1 must be a whole number from 0"),
+        ({"variation_seed": 2**64, "variation_strength": 0.5}, "variation_seed 18446744073709551616 must be"),
+        ({"negative_prompt": "a\0b"}, "negative_prompt holds NUL, which is no character of a text"),
+        ({"image": True}, "the image must be a file or a PIL picture, not a bool"),
+    ],
+)
+def test_what_is_out_of_range_is_refused_by_name(pipe: Pipeline, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(LimnerError, match=message):
+        pipe.paint("a red star", **options)
+
+
+def test_guidance_that_leaves_the_prompt_or_itself_without_effect_is_told(pipe: Pipeline) -> None:
+    plain = "guidance has no effect where the negative prompt is the prompt"
+    assert told(pipe, guidance_scale=0) == [
+        "with guidance 0 the prompt has no effect, only the negative one; 1 is the plain model"
+    ]
+    assert told(pipe, negative_prompt="a red star") == [plain]
+    assert told(pipe, "", guidance_scale=5) == [plain]
+    assert told(pipe, "") == told(pipe, guidance_scale=5) == told(pipe, negative_prompt="red") == []
+
+
+def test_pasting_that_is_off_without_a_mask_is_told(pipe: Pipeline) -> None:
+    assert told(pipe, paste=False) == ["the no paste has no effect with no picture to start from"]

@@ -353,7 +353,7 @@ def test_weights_that_are_not_numbers_are_named(copy: Path, file: str, tensor: s
         ({"width": 60}, "width 60 is not a multiple of 8, as this model needs; try 64"),
         ({"height": 100, "width": 64}, "height 100 is not a multiple of 8, as this model needs; try 96"),
         ({"height": 3}, "height 3 is not a multiple of 8, as this model needs; try 8"),
-        ({"height": 0}, "height 0 is not a multiple of 8, as this model needs; try 8"),
+        ({"height": 0}, "height must be at least 8, not 0"),
     ],
 )
 def test_a_side_that_is_no_multiple_of_8_is_refused(pipe: Pipeline, size: dict[str, int], message: str) -> None:

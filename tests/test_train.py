@@ -22,6 +22,7 @@ from rich.console import Console
 
 from limner.data.batches import Batches
 from limner.data.sources import Source, open_source
+from limner.data.world import write_folder
 from limner.errors import LimnerError
 from limner.nets.dit import DiT, DiTConfig
 from limner.noise import paths
@@ -893,18 +894,19 @@ def test_broken_pictures(recipe: Recipe, tmp_path: Path) -> None:
 
 def test_shipped_recipes(shared_data: Path, tmp_path: Path) -> None:
     """Every recipe describes a model that can be made for its data."""
-    known = {"mnist-unconditional", "mnist-dit", "mnist-class", "mnist-text", "cifar10-text"}
+    known = {"mnist-unconditional", "mnist-dit", "mnist-class", "mnist-text", "cifar10-text", "unet-ddpm"}
     assert known | {"world", "world-quick", "world-text", "world-vae"} <= set(recipe_names())
     sizes = {}
     vae = load_recipe("world-vae")[0].task(open_source(Source("world")), None)
     save_part(vae.parts["vae"], tmp_path / "vae")
-    for name in sorted(recipe_names(), key=lambda name: name != "world-text"):  # world-quick starts from its encoder
+    write_folder(tmp_path / "pictures", 20, 64, seed=0)
+    for name in sorted(recipe_names(), key=lambda name: name != "world-text"):  # others start from its encoder
         recipe, _ = load_recipe(name)
         data = replace(recipe.data, name=recipe.data.name.replace("mnist=", f"{shared_data / 'mnist'}="))
-        if "world" not in name:
-            data = replace(recipe.data, path=str(shared_data / name.split("-")[0]))
+        if data.name in ("mnist", "cifar10"):
+            data = replace(data, path=str(tmp_path / "pictures" if data.path else shared_data / data.name))
         recipe = replace(recipe, **({"autoencoder": str(tmp_path)} if getattr(recipe, "autoencoder", None) else {}))
-        if name == "world-quick":
+        if getattr(recipe, "text", TextRecipe()).pretrained:
             assert recipe.text.pretrained == load_recipe("world-text")[0].output
             recipe = replace(recipe, text=replace(recipe.text, pretrained=str(tmp_path / "text")))
         task = recipe.task(open_source(data, captions=recipe.captions), None)

@@ -1,6 +1,7 @@
 """What a request is told about its noise levels: steps, guidance or a picture that would have no effect."""
 
 import warnings
+from collections.abc import Sequence
 
 from limner.errors import LimnerError, LimnerWarning
 from limner.noise.grids import Grid
@@ -24,6 +25,14 @@ def warn_noise_alone(grid: Grid, strength: float) -> None:
             f"strength {strength:g} of {len(grid) - 1} steps starts from noise alone, without the picture; take more "
             "steps or less strength"
         )
+
+
+def warn_unguided(prompts: Sequence[str], negative: str | None, asked: float | None) -> None:
+    """Warn where guidance from the negative prompt to the prompts leaves the prompts, or itself, without effect."""
+    if asked == 0:
+        _warn("with guidance 0 the prompt has no effect, only the negative one; 1 is the plain model")
+    elif any(prompt == (negative or "") for prompt in prompts) and (negative or asked is not None):
+        _warn("guidance has no effect where the negative prompt is the prompt")
 
 
 def check_interval(interval: tuple[float, float] | None, grid: Grid) -> None:

@@ -121,6 +121,8 @@ def open_canvas(pictures: Sequence[Image.Image], masks: Sequence[Image.Image], l
         areas[i] = _pixels(mask.convert("L"), layout.size, 1)[..., 0] >= 128
         if mask.size != pictures[i].size:
             _notice_resized("mask", mask.size, layout.size)
+        if mask.info.get("transparent"):
+            _notice("the mask's transparent pixels are taken as white, to be repainted")
     left, top, right, bottom = layout.margins
     overlap = _overlap(layout, frame) if any(layout.margins) else 0
     areas = [_extended_area(area, layout.margins, overlap) for area in areas] if masks or overlap else []

@@ -32,6 +32,8 @@ def as_text(name: str, value: Any) -> str:
     """The text. Raises LimnerError for anything else."""
     if not isinstance(value, str):
         raise LimnerError(f"{name} must be a text, not {value!r:.60}")
+    if "\0" in value:
+        raise LimnerError(f"{name} holds NUL, which is no character of a text: {value!r:.60}")
     return value
 
 

@@ -5,7 +5,9 @@ import json
 import math
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -15,6 +17,7 @@ from limner.errors import LimnerError
 
 Config = TypeVar("Config")
 JSON, SAFETENSORS, PICTURE = "JSON", "a safetensors file", "a picture"
+CUT_SHORT = "it was probably cut short: copy or download it again"
 PICKLE, ZIP = "a pickle", "a zip archive, as torch.save writes: a pickle"
 # The kind of a file by its first bytes, after a byte-order mark and white space, and what to do about it.
 SIGNATURES = {
@@ -46,16 +49,23 @@ MAX_LAYERS = 512  # more than any published network has, and few enough to build
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary path in the same folder, then rename it to `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """Call `write` with a temporary path in the same folder, then rename it to `path`, or to what `path` links to."""
+    real = Path(os.path.realpath(path))
+    temporary = _temporary(real)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        real.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
-        os.replace(temporary, path)
+        os.replace(temporary, real)
     except OSError as error:
         raise LimnerError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    """A path beside `path`, with a name that is not too long where its own is not."""
+    return path.with_name(f".{os.getpid()}-{path.name[-40:]}")
 
 
 def expand(path: str | os.PathLike) -> Path:
@@ -68,15 +78,21 @@ def expand(path: str | os.PathLike) -> Path:
 
 def check_writable(path: Path) -> None:
     """Raises LimnerError unless a file can be created at `path`, or in the nearest folder above it that exists."""
-    if path.is_dir():
-        raise LimnerError(f"cannot write {path}: it is a folder")
     try:
-        folder = next(each for each in path.absolute().parents if each.exists())
-        temporary = folder / f".{path.name}.{os.getpid()}"
+        with suppress(FileNotFoundError):
+            mode = path.stat().st_mode
+            if not stat.S_ISREG(mode):
+                what = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device, not a file"
+                raise LimnerError(f"cannot write {path}: it is {what}")
+        real = Path(os.path.realpath(path))
+        folder = next(each for each in real.parents if os.path.lexists(each))
+        temporary = folder / _temporary(real).name
         temporary.touch()
         temporary.unlink()
-    except OSError as error:
-        raise LimnerError(f"cannot write {path}: {error.strerror or error}") from error
+    except LimnerError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a name with NUL
+        raise LimnerError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

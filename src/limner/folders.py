@@ -22,6 +22,7 @@ class Defaults:
     def __post_init__(self) -> None:
         check_types(self)
         check_range(self, ("steps",), 1)
+        check_range(self, ("guidance_scale",), 0)
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ def _is_text(value: Any) -> bool:
 def find_model(source: str | Path | None) -> Path:
     """The folder with the model_index.json: `source` itself, the newest checkpoint of a training run, or a model of
     the hub; the shipped model for None and "shipped"."""
+    if source == "" or "://" in str(source):
+        raise LimnerError(f"no model at {str(source)!r}: give a folder, or owner/name of a model of the hub")
     folder = _folder(source)
     if (folder / "model_index.json").is_file():
         return folder

@@ -27,11 +27,12 @@ def read_image(source: Source, name: str | None = None) -> Image.Image:
     """A picture (a file's path or bytes, or a PIL picture) in mode L or RGB.
 
     EXIF orientation is applied, transparency composed on white, a colour profile converted to sRGB, 16 bits and
-    floating point from 0 to 1 scaled to 8 bits; of several frames the first is read. `name` stands for it in messages.
+    floating point from 0 to 1 scaled to 8 bits; of several frames the first is read. `info["transparent"]` tells that
+    pixels were transparent. `name` stands for the picture in messages.
     Raises BrokenPicture for anything else.
     """
     if not isinstance(source, Source):
-        raise LimnerError(f"a picture is a file or a PIL picture, not a {type(source).__name__}")
+        raise LimnerError(f"{name or 'a picture'} must be a file or a PIL picture, not a {type(source).__name__}")
     name = name or (str(source) if isinstance(source, str | os.PathLike) else "the picture")
     try:
         if isinstance(source, Image.Image):
@@ -55,22 +56,27 @@ def read_image(source: Source, name: str | None = None) -> Image.Image:
 def _decode(image: Image.Image) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"it has more than {MAX_PIXELS} pixels")
+    if not image.width * image.height:
+        raise ValueError(f"it has no pixels: {image.width}x{image.height}")
     image.load()
     orientation, profile = _orientation(image), image.info.get("icc_profile")  # TIFF is turned when it is loaded
-    inverted = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0
+    inverted, transparent = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0, False
     if orientation in UPRIGHT:
         image = image.transpose(UPRIGHT[orientation])
     if image.mode == "F" or image.mode.startswith("I"):
         image = _grey(image, inverted)
     elif image.has_transparency_data:
-        opaque = "L" if image.mode in ("L", "LA") else "RGB"
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert(opaque)
+        opaque, layer = "L" if image.mode in ("L", "LA") else "RGB", image.convert("RGBA")
+        transparent = layer.getchannel("A").getextrema() != (255, 255)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), layer).convert(opaque)
     elif image.mode not in ("L", "RGB", "CMYK"):
         image = image.convert("L" if image.mode == "1" else "RGB")
     if profile:
         image = _to_srgb(image, profile)
     image = image.convert("RGB") if image.mode == "CMYK" else image.copy()
-    image.info = {}  # an orientation or profile that is applied already
+    image.info = (
+        {"transparent": True} if transparent else {}
+    )  # without an orientation or profile that is applied already
     return image
 
 

@@ -17,6 +17,7 @@ from limner.files import read_config, read_json, write_json
 from limner.folders import Index, find_model
 from limner.nets.network import Network
 from limner.nets.vae import AutoencoderKL
+from limner.offload import Offload
 from limner.text.conditioner import Classes, Conditioner, Nothing, NullText, Text
 from limner.text.encoder import AnyTokenizer, LeftOut, Reads, TextEncoder, open_tokenizer
 from limner.text.transformer import TextTransformer
@@ -37,6 +38,7 @@ class Model:
     defaults: dict[str, Any] = field(default_factory=dict)
     name: str = "model"
     pipeline: str = "LimnerPipeline"
+    offloaded: bool = False
 
     @classmethod
     def open(
@@ -46,6 +48,7 @@ class Model:
         dtype: str | torch.dtype = "float32",
         allow_pickle: bool = False,
         without: Sequence[str] = (),
+        offload: bool = False,
     ) -> "Model":
         """Open a model folder, a training run (its newest checkpoint), a model of the hub ("owner/name"), or, with
         None, the shipped model.
@@ -53,15 +56,17 @@ class Model:
         `device` is torch's name or auto: cuda, mps or cpu. `dtype` is float32, bfloat16, float16 or auto: bfloat16
         where the device has it natively and the family tolerates it; "auto,vae=float32" makes an exception of a part.
         `allow_pickle` opens weights that torch.save wrote, which run no code. The text encoders `without` are left out
-        where the family has several: t5, clip_l, clip_g. Raises LimnerError for any other folder, and for files that
-        are truncated, hold other tensors or are incompatible with each other.
+        where the family has several: t5, clip_l, clip_g. With `offload` a part is in memory only while it is in use,
+        loaded each time from the folder. Raises LimnerError for any other folder, and for files that are truncated,
+        hold other tensors or are incompatible with each other.
         """
         keep_freed_memory()
         folder, where = find_model(source), find_device(device)
         index = read_config(folder / "model_index.json", Index.from_dict)
         row = _family_of(index, folder)
         auto = fast_dtype(where) if row.tolerates_bf16 else torch.float32
-        parts = Parts(folder, index, dtypes_of(dtype, auto, _part_names(row, index)), allow_pickle)
+        dtypes = dtypes_of(dtype, auto, _part_names(row, index))
+        parts = Parts(folder, index, dtypes, allow_pickle, where, lazy=offload)
         network = parts.open(row.network, row.network_class, Network)
         model = cls(
             network,
@@ -73,7 +78,10 @@ class Model:
             index.pipeline,
         )
         check_compatible(model, folder)
-        return model.to(where)
+        if offload:
+            Offload(model.parts(), parts.load, dtypes, where)
+        model.to(where).offloaded = offload
+        return model
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write a folder that `open` can load; `dtype` converts the saved weights."""
@@ -105,7 +113,11 @@ class Model:
         return self.conditioner.tokenizers()
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Model":
-        """Move all parts to `device` and convert them to `dtype`."""
+        """Move all parts to `device` and convert them to `dtype`. Raises LimnerError for an offloaded model."""
+        if self.offloaded:
+            raise LimnerError(
+                "the parts of an offloaded model are loaded as it was opened; open it with that device or dtype"
+            )
         for part in (self.network, self.conditioner, self.autoencoder):
             if part is not None:
                 part.to(device, dtype)
@@ -192,17 +204,26 @@ def _part_names(row: Family, index: Index) -> list[str]:
 
 @dataclass(frozen=True)
 class Parts:
-    """A model folder's parts, opened with the dtype of each."""
+    """A model folder's parts, opened with the dtype of each, on `device`."""
 
     folder: Path
     index: Index
     dtypes: dict[str, torch.dtype]
     allow_pickle: bool
+    device: torch.device
+    lazy: bool = False
+    """Whether `open` leaves weights in the dtype of their files, which are mapped, so that nothing is read."""
 
     def open(self, name: str, default: str, base: type[Module]) -> Module:
         """The part in the folder `name`; `default` is its class if the index does not list it."""
         kind = self.index.class_of(name, default)
-        return open_part(self.folder / name, kind, base, self.dtypes[name], self.allow_pickle)
+        if self.lazy:
+            return open_part(self.folder / name, kind, base, None, self.allow_pickle)
+        return self.load(name, kind, base)
+
+    def load(self, name: str, kind: str, base: type[Any] = nn.Module) -> Any:
+        """The part of class `kind` in the folder `name`, with its dtype, on the device."""
+        return open_part(self.folder / name, kind, base, self.dtypes[name], self.allow_pickle).to(self.device)
 
 
 def _open_conditioner(parts: Parts, row: Family, network: Network, without: Sequence[str]) -> Conditioner:
@@ -211,6 +232,8 @@ def _open_conditioner(parts: Parts, row: Family, network: Network, without: Sequ
     names = [reads.name for reads in row.encoders if reads.name]
     for name in without:
         if name not in names:
+            if not names:
+                raise LimnerError(f"{name} cannot be left out: this model needs every text encoder that it has")
             raise unknown("text encoder that can be left out", name, names)
     if parts.index.class_names:
         return Classes(parts.index.class_names)
@@ -225,8 +248,9 @@ def _open_conditioner(parts: Parts, row: Family, network: Network, without: Sequ
             raise LimnerError(f"{missing}; fetch it, or leave it out (--without {reads.name})")
         transformer = parts.open(reads.folder, "CLIPTextModel", TextTransformer)
         folder = parts.folder / reads.tokenizer
+        tokenizer = open_tokenizer(folder)
         try:
-            return TextEncoder(open_tokenizer(folder), transformer, reads)
+            return TextEncoder(tokenizer, transformer, reads)
         except LimnerError as error:
             raise LimnerError(f"{folder}: {error}") from error
 

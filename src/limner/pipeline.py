@@ -11,7 +11,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from limner.advice import check_interval, warn_noise_alone, warn_wasted
+from limner.advice import check_interval, warn_noise_alone, warn_unguided, warn_wasted
 from limner.canvas import Canvas, Frame, blank_canvas, open_canvas, plan, read_pictures
 from limner.checks import as_text, as_whole
 from limner.denoise import Denoise, Denoiser, cfg, clip, interval
@@ -69,9 +69,10 @@ class Pipeline:
         dtype: str | torch.dtype = "float32",
         allow_pickle: bool = False,
         without: Sequence[str] = (),
+        offload: bool = False,
     ) -> "Pipeline":
         """`Model.open` as a pipeline: a model folder, a training run or, with None, the shipped model."""
-        return cls(Model.open(source, device, dtype, allow_pickle, without))
+        return cls(Model.open(source, device, dtype, allow_pickle, without, offload))
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write a folder that `from_pretrained` can load; `dtype` converts the saved weights."""
@@ -137,6 +138,8 @@ class Pipeline:
             warn_no_effect(reason, guidance_rescale=settings.guidance_rescale,
                            guidance_interval=settings.guidance_interval, negative_prompt=negative_prompt)  # fmt: skip
             negative_prompt, settings = None, replace(settings, guidance_rescale=0.0, guidance_interval=None)
+        else:
+            warn_unguided(prompts, negative_prompt, settings.guidance_scale)
         entries = settings_entries(settings, schedule, scale, size, self.model.name, self.model.precision)
         start, schedule = self._start(canvas, size, schedule, settings.strength, draws)
         check_interval(settings.guidance_interval, schedule.grid)
@@ -163,7 +166,8 @@ class Pipeline:
             for name, value in (("mask", mask), ("extend", settings.extend)):
                 if value is not None:
                     raise LimnerError(f"{name} needs a picture to repaint: give an image")
-            warn_no_effect("no picture to start from", strength=settings.strength, feather=settings.feather)
+            warn_no_effect("no picture to start from", strength=settings.strength, feather=settings.feather,
+                           no_paste=not settings.paste)  # fmt: skip
             return None, replace(settings, strength=None, feather=None, paste=True)
         pictures = read_pictures(image, "image")
         masks = [] if mask is None else read_pictures(mask, "mask")
@@ -176,7 +180,8 @@ class Pipeline:
         canvas = open_canvas(pictures, masks, layout, frame)
         masked, pastes = bool(canvas.masks), settings.paste and bool(canvas.masks)
         if not pastes:
-            warn_no_effect("pasting off" if masked else "no mask", feather=settings.feather)
+            warn_no_effect("pasting off" if masked else "no mask", feather=settings.feather,
+                           no_paste=not settings.paste and not masked)  # fmt: skip
         strength = settings.strength if settings.strength is not None else 1.0 if masked else 0.8
         feather = (settings.feather if settings.feather is not None else canvas.overlap // 2) if pastes else None
         if canvas.overlap and feather and feather > canvas.overlap:
@@ -219,14 +224,19 @@ class Pipeline:
 
     def _size(self, settings: Settings) -> tuple[int, int]:
         """(width, height) in pixels."""
-        multiple = self.model.network.multiple * self.model.factor  # in pixels
+        network, factor = self.model.network, self.model.factor
+        multiple, largest = network.multiple * factor, (network.largest or MAX_PIXELS) * factor  # in pixels
         width, height = (self.model.size if side is None else side for side in (settings.width, settings.height))
         if width * height > MAX_PIXELS:
             raise LimnerError(f"a picture of {width}x{height} is over the largest that is painted, {MAX_PIXELS} pixels")
         for name, side in (("width", width), ("height", height)):
-            if side < multiple or side % multiple:
+            if side < 1:
+                raise LimnerError(f"{name} must be at least {multiple}, not {side}")
+            if side % multiple:
                 near = max(multiple, round(side / multiple) * multiple)
                 raise LimnerError(f"{name} {side} is not a multiple of {multiple}, as this model needs; try {near}")
+            if side > largest:
+                raise LimnerError(f"{name} {side} is over this model's largest, where its positions end: {largest}")
         return width, height
 
     def _noise(

@@ -9,6 +9,7 @@ from limner.schedulers import Schedule
 from limner.settings import Settings
 
 NEGATIVE = re.compile(r"(?<!\s)\s++(?=Negative prompt:)")  # linear in the white space
+FIRST_NEGATIVE = re.compile(r"^\s*+N(?=egative prompt:)")
 
 
 def settings_entries(
@@ -46,6 +47,7 @@ def parameters_text(prompt: str, negative_prompt: str, entries: Mapping[str, obj
     a newline are quoted as JSON; None values are omitted, and what is no character, as in a file's name, is escaped."""
     # White space of any kind is the same to a tokenizer; a line of the prompt that begins so would be split off.
     prompt, negative_prompt = (NEGATIVE.sub(" ", text) for text in (prompt, negative_prompt))
+    prompt = FIRST_NEGATIVE.sub("n", prompt)  # would be taken for the negative one; tokenizers lower its case
     lines = [prompt, *([f"Negative prompt: {negative_prompt}"] if negative_prompt else [])]
     text = "\n".join([*lines, ", ".join(f"{name}: {_quoted(v)}" for name, v in entries.items() if v is not None)])
     return text.encode("utf-8", "backslashreplace").decode()
@@ -53,7 +55,8 @@ def parameters_text(prompt: str, negative_prompt: str, entries: Mapping[str, obj
 
 def _quoted(value: object) -> str:
     text = _number(value) if isinstance(value, float) else str(value)
-    return json.dumps(text, ensure_ascii=False) if any(sign in text for sign in ',:"\n') else text
+    plain = text == text.strip() and not any(sign in text for sign in ',:"\n')
+    return text if plain else json.dumps(text, ensure_ascii=False)
 
 
 def _number(value: float) -> str:

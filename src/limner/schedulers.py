@@ -27,6 +27,7 @@ from limner.noise.level import Level
 from limner.noise.paths import Discrete, Flow, Path, cosine, linear, scaled_linear, zero_terminal_snr
 from limner.sample import Sampler, ancestral, ddim, dpmpp_2m, dpmpp_2m_sde, euler, heun, pndm, unipc
 
+MIN_SHIFT, MAX_SHIFT = 1e-3, 1e3
 MAX_STEPS = 100_000  # training timesteps of a configuration, and sampling steps
 
 
@@ -110,6 +111,7 @@ SAMPLERS: dict[str, SamplerRow] = {
     "dpmpp_2m_sde": SamplerRow(dpmpp_2m_sde, 1.0, "DPMSolverMultistepScheduler", ("dpm++ 2m sde",)),
     "unipc": SamplerRow(unipc, None, "UniPCMultistepScheduler"),
 }
+SPACINGS = ("leading", "linspace", "trailing")
 SCHEDULES = ("karras", "exponential", "normal")
 # Options of diffusers' schedulers that change the result, with their supported values.
 SUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -180,6 +182,8 @@ def read_schedule(
     sampler = sampler or preset.sampler
     if shift is not None and not (is_flow and shift > 0):
         raise LimnerError(f"shift {shift:g}: only flow models have a shift, and it must be more than 0")
+    if shift is not None and not MIN_SHIFT <= shift <= MAX_SHIFT:
+        raise LimnerError(f"shift must be from {MIN_SHIFT:g} to {MAX_SHIFT:g}, not {shift:g}")
     eta = _eta(sampler, eta)
     schedule = schedule or _configured_schedule(config)
     path: Path
@@ -242,6 +246,8 @@ def _table_path(config: Mapping[str, Any], finite_start: bool = False) -> Discre
     if betas is not None:
         if not isinstance(betas, list | tuple) or not 2 <= len(betas) <= MAX_STEPS or not all(map(is_number, betas)):
             raise ConfigError(f"trained_betas must be a list of numbers, not {betas!r:.60}")
+        if not all(0 < beta <= 1 for beta in betas):
+            raise ConfigError("trained_betas must be over 0 and at most 1")
         path = Discrete(torch.tensor(betas))
     elif kind in makers:
         path = makers[kind]()
@@ -257,6 +263,8 @@ def _table_path(config: Mapping[str, Any], finite_start: bool = False) -> Discre
 def _table_grid(config: Mapping[str, Any], preset: Preset, steps: int, schedule: str) -> tuple[Path, Grid, float]:
     path = _table_path(config, preset.finite_start or schedule != "normal")
     spacing = get_str(config, "timestep_spacing", preset.spacing)
+    if spacing not in SPACINGS:
+        raise ConfigError(unknown("timestep spacing", spacing, SPACINGS))
     offset = get_int(config, "steps_offset", 0, 0, path.steps - 1)
     times = spaced(steps, spacing, length=path.steps, offset=offset, endpoint=preset.endpoint, integer=preset.integer)
     # Stable Diffusion's DDIM and PNDM end at alpha-bar_0 (`set_alpha_to_one: false`).
@@ -303,7 +311,7 @@ def _flow_grid(
     solver = preset.sampler in ("dpmpp_2m", "dpmpp_2m_sde", "unipc")
     fixed = shift is not None or not get_bool(config, "use_dynamic_shifting")
     if shift is None and fixed:
-        shift = get_float(config, "flow_shift" if solver else "shift", 1.0, 1e-3, 1e3)
+        shift = get_float(config, "flow_shift" if solver else "shift", 1.0, MIN_SHIFT, MAX_SHIFT)
     elif shift is None:
         shift = _shift_of(config, tokens)
     if preset.sampler in ("dpmpp_2m", "dpmpp_2m_sde"):

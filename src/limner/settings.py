@@ -58,8 +58,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, check in CHECKS.items():
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, check(name, getattr(self, name)))  # of another library's type
+            value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+            object.__setattr__(self, name, default if value is None else check(name, value))  # of any library's type
         for name in ("guidance_rescale", "eta", "strength", "variation_strength"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
@@ -68,6 +68,10 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 raise LimnerError(f"{name} must be finite, not {value:g}")
+        if self.guidance_scale is not None and self.guidance_scale < 0:
+            raise LimnerError(f"guidance_scale must be at least 0, not {self.guidance_scale:g}")
+        if self.variation_seed is not None and not 0 <= self.variation_seed < 2**64:
+            raise LimnerError(f"variation_seed {self.variation_seed} must be a whole number from 0 to 2^64 - 1")
         if self.guidance_interval is not None and not self.guidance_interval[0] < self.guidance_interval[1]:
             low, high = self.guidance_interval
             raise LimnerError(f"guidance between {low:g} and {high:g} is nowhere: give the lower ratio first")

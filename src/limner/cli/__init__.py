@@ -1,4 +1,4 @@
-"""The command line: `limner generate | train | evaluate | data | inspect | download`, one module each.
+"""The command line: `limner generate | sheet | train | evaluate | data | inspect | download`, one module each.
 
 torch is imported after the arguments have been parsed.
 """
@@ -11,22 +11,25 @@ import sys
 import threading
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from limner.errors import LimnerError, LimnerWarning, unknown
 
-COMMANDS = ("generate", "train", "evaluate", "data", "inspect", "download")
+COMMANDS = ("generate", "sheet", "train", "evaluate", "data", "inspect", "download")
 OVERVIEW = """usage: limner COMMAND [OPTIONS]
 
 Text-to-image from zero.
 
   generate PROMPT...            paint pictures of the prompts
+  sheet PROMPT --rows ... --columns ...     paint by two settings; --noise PICTURE: a picture noised
   train RECIPE                  train a model from nothing; without RECIPE, list the recipes
   evaluate grade                paint prompts of the captioned world and grade the pictures
   data world --out DIR          write pictures of the captioned world
   inspect model [PATH] [--run]  every tensor of a model accounted for; one forward of each part
-  inspect schedule [PATH]       the noise levels of a sampler
+  inspect schedule [PATH]       the noise levels of a sampler; --plot FILE draws them
   inspect tokens TEXT           the tokens of a text
+  inspect text PROMPT...        how alike prompts are to the text encoder
   download NAME                 fetch a model of the Hugging Face hub
 
 limner COMMAND --help lists a command's options."""
@@ -37,7 +40,8 @@ def _print_warning(
 ) -> None:
     """Print limner's own warnings on one line, others as Python does."""
     own = category is LimnerWarning
-    sys.stderr.write(f"limner: {message}\n" if own else warnings.formatwarning(message, category, filename, lineno))
+    with suppress(OSError):  # of a stderr that is full
+        sys.stderr.write(f"limner: {message}\n" if own else warnings.formatwarning(message, category, filename, lineno))
 
 
 def _prepare_streams() -> None:
@@ -101,5 +105,6 @@ def _run(arguments: list[str]) -> None:
 
 
 def _exit(message: str, status: int) -> None:
-    print(f"limner: {message}", file=sys.stderr)
+    with suppress(OSError):
+        print(f"limner: {message}", file=sys.stderr)
     sys.exit(status)

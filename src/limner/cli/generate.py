@@ -5,11 +5,12 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from limner.errors import LimnerError
 
 if TYPE_CHECKING:
+    from limner.look.trajectory import Trajectory
     from limner.pipeline import Pipeline, Progress
 
 
@@ -54,9 +55,14 @@ def _generate_arguments(arguments: list[str]) -> Any:
         """Open weights in pickle files too (.bin, .ckpt), tensors only: nothing in them is run."""
         without: str = ""
         """Text encoders to leave out, where the model has several and needs not all: t5, or t5,clip_g."""
+        offload: bool = False
+        """Load each part (text encoders, network, autoencoder) when it is used and release it for the next one: slower,
+        and the memory of the largest part is enough."""
         output: Annotated[str, arg(aliases=["-o"])] = "out.png"
         """A file (several pictures become a sheet; one that is there is overwritten), or a folder, ending in /, for one
         file each, numbered on."""
+        path: Literal["sheet", "apng"] | None = None
+        """Write x and the predicted x0 along the steps beside the output: out.path.png, or the animation out.apng."""
         show: bool = False
         """Draw the result in the terminal too."""
 
@@ -73,19 +79,25 @@ def run(arguments: list[str]) -> None:
     start = time.perf_counter()
     pipe = _open(args, prompts)
     request = {name: getattr(args, name) for name in ("negative_prompt", "num_images", "image", "mask")}
-    ran = 0
+    ran, trajectory = 0, _trajectory(args, pipe)
     with _progress(len(prompts) * args.num_images) as advance:
 
         def follow(step: "Progress") -> None:
             nonlocal ran
             ran = step.steps
             advance(step)
+            if trajectory is not None:
+                trajectory.add(step)
 
         pictures = pipe(prompts, **request, seed=args.seed, **vars(args.settings), progress=follow)
     captions = [prompt for prompt in prompts for _ in range(args.num_images)] if len(prompts) > 1 else []
     if not output.folder:
         say_overwritten(output.path)
     shown, paths = output.write(pictures, captions)
+    if trajectory is not None:
+        paths.append(paths[0].with_suffix(trajectory.suffix))
+        say_overwritten(paths[-1])
+        trajectory.save(paths[-1], captions)
     if args.show:
         from limner.picture import to_ansi
 
@@ -102,13 +114,24 @@ def _open(args: Any, prompts: list[str]) -> "Pipeline":
     if args.random:
         from limner.train.untrained import open_untrained
 
+        if args.offload:
+            raise LimnerError("offload loads parts from a model's files, and random weights are in none; leave it out")
         return Pipeline(open_untrained(args.model, prompts, args.device, args.dtype))
     _check_no_recipe(args.model)
     without = [name.strip() for name in args.without.split(",") if name.strip()]
-    model = Model.open(args.model, args.device, args.dtype, args.allow_pickle, without)
+    model = Model.open(args.model, args.device, args.dtype, args.allow_pickle, without, args.offload)
     if "auto" in args.dtype and model.precision != "float32":
         print(f"limner: painting in {model.precision}, --dtype {args.dtype}; float32 is exact", file=sys.stderr)
     return Pipeline(model)
+
+
+def _trajectory(args: Any, pipe: "Pipeline") -> "Trajectory | None":
+    """What --path collects."""
+    if args.path is None:
+        return None
+    from limner.look.trajectory import Trajectory
+
+    return Trajectory(pipe.model, args.path)
 
 
 def _check_no_recipe(name: str | None) -> None:

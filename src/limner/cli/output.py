@@ -1,8 +1,10 @@
 """Where painted pictures go: one file, or a folder with a file for each."""
 
+import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -56,10 +58,12 @@ def open_output(text: str) -> Output:
 def say_overwritten(path: Path) -> None:
     """Say that the file at `path`, if there is one, is about to be overwritten."""
     if path.exists():
-        print(f"limner: {path} is overwritten", file=sys.stderr)
+        with suppress(OSError):  # of a stderr that is full, which is no reason to lose the picture
+            print(f"limner: {path} is overwritten", file=sys.stderr, flush=True)
 
 
 def _next_number(folder: Path) -> int:
     """One more than the largest number that a file of the folder has as its name; 0 if there is none."""
-    numbers = [int(file.stem) for file in folder.glob("*.png") if re.fullmatch(r"\d{5,9}", file.stem)]
+    names = (name.lower() for name in (os.listdir(folder) if folder.exists() else ()))  # in any case, as some systems
+    numbers = [int(match[1]) for name in names if (match := re.fullmatch(r"(\d{5,99})\.png", name))]
     return max(numbers, default=-1) + 1

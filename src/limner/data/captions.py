@@ -124,6 +124,8 @@ def captions_of(value: object, where: str) -> list[str]:
         raise LimnerError(f"{where}: a caption is a text or a list of texts, not {value!r:.60}")
     if any(re.search(r"[\ud800-\udfff]", text) for text in texts):
         raise LimnerError(f"{where}: a caption holds half of a surrogate pair, which is no character")
+    if any("\0" in text for text in texts):
+        raise LimnerError(f"{where}: a caption holds NUL, which is no character of a text")
     return [text.strip() for text in texts if text.strip()]
 
 

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from limner.errors import LimnerError, unknown
+from limner.files import JSON, other_kind
 
 FILE_COLUMNS = ("file_name", "filename", "image")  # of the picture's name
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -64,6 +65,8 @@ def _csv_rows(file: Path) -> Iterator[tuple[str, Row]]:
             if not any(field.strip() for field in fields):
                 continue
             if not header:
+                if kind := _wrong_kind(file):
+                    raise LimnerError(f"{file} is no table: {kind}")
                 header = _checked_header([name.strip() for name in fields], f"{file}, {where}")
                 continue
             if len(fields) > len(header):
@@ -95,7 +98,8 @@ def _json_rows(file: Path) -> Iterator[tuple[str, Row]]:
         try:
             row = json.loads(line, object_pairs_hook=partial(_once, where))
         except json.JSONDecodeError as error:
-            raise LimnerError(f"{where} is not JSON: {error.msg} at character {error.pos + 1}") from None
+            reason = _wrong_kind(file) or f"{error.msg} at character {error.pos + 1}; each line is an object of its own"
+            raise LimnerError(f"{where} is not JSON: {reason}") from None
         except LimnerError:
             raise
         except (ValueError, RecursionError) as error:  # a number of thousands of digits, a deep nesting
@@ -129,14 +133,24 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, Row]]:
                     yield f"row {number}", row
                     number += 1
     except (ArrowException, OSError, UnicodeDecodeError) as error:
-        raise LimnerError(f"{file} cannot be read as Parquet ({error})") from error
+        raise LimnerError(f"{file} cannot be read as Parquet ({other_kind(file) or error})") from error
+
+
+def _wrong_kind(file: Path) -> str | None:
+    """What a file is that is known to hold no rows, such as a git-LFS pointer; None for any text."""
+    kind = other_kind(file, JSON)
+    return None if kind is None or kind.startswith("it is text that") else kind
 
 
 def read_text(file: Path) -> str:
     """The text of a UTF-8 file, without a byte-order mark, which spreadsheets write."""
     try:
-        return file.read_text("utf-8-sig")
+        text = file.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise LimnerError(f"{file} is not UTF-8 text: byte {error.start} cannot be read; save it as UTF-8") from None
+        kind = _wrong_kind(file) or f"byte {error.start} cannot be read; save it as UTF-8"
+        raise LimnerError(f"{file} is not UTF-8 text: {kind}") from None
     except OSError as error:
         raise LimnerError(f"{file} cannot be read: {error.strerror or error}") from None
+    if "\0" in text:  # as in UTF-16 without its mark
+        raise LimnerError(f"{file} is not UTF-8 text: it holds NUL at character {text.index(chr(0))}; save it as UTF-8")
+    return text

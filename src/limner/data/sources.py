@@ -129,6 +129,8 @@ def _from_folder(contents: Contents, config: Source, captions: bool) -> Pictures
     every = [root / name for name in contents.pictures]
     metadata = [root / name for name in contents.metadata if chosen.holds(name)]
     if captions:
+        if not metadata:
+            warn_no_effect("no metadata", caption_column=config.caption_column)
         pictures.captions = words.from_metadata(
             root, metadata, files, every, config.caption_column
         ) or words.from_sidecars(files)
@@ -166,6 +168,8 @@ def _captioned(pictures: Pictures, templates: tuple[str, ...]) -> Pictures:
         if pictures.labels is None or not pictures.label_names:
             raise LimnerError(f"{pictures.name} has pictures, but nothing says what they show. {words.HOW_TO_CAPTION}")
         pictures.captions = words.from_labels(pictures.labels, pictures.label_names, templates, pictures.name)
+    else:
+        warn_no_effect(f"the captions of {pictures.name}", templates=templates)
     uncaptioned = [pictures.picture_name(row) for row, captions in enumerate(pictures.captions) if not captions]
     if uncaptioned:
         counts = f"{len(uncaptioned)} of {len(pictures)} pictures have no caption"

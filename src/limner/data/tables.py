@@ -12,13 +12,14 @@ from limner.data import captions as words
 from limner.data.layout import canonical_split, check_split, split_of
 from limner.data.pictures import Pictures
 from limner.errors import LimnerError, LimnerWarning, unknown
-from limner.files import check_writable
+from limner.files import CUT_SHORT, check_writable, other_kind
 
 if TYPE_CHECKING:
     from limner.data.sources import Source
 
 IMAGE_COLUMNS = ("image", "img", "picture", "png", "jpg", "webp")
 LABEL_COLUMNS = ("label", "labels", "class")
+PARQUET = b"PAR1"  # a file's first and last bytes
 
 
 def import_datasets() -> Any:
@@ -51,6 +52,8 @@ def from_hub(config: "Source", name: str, captions: bool) -> Pictures:
 def from_parquet(files: Sequence[Path], where: str, config: "Source", captions: bool) -> Pictures:
     """The pictures of Parquet files, which `datasets` brings into its cache, or a temporary one if there is none."""
     datasets = import_datasets()
+    for file in files:
+        _check_parquet(file)
     unwritable = _unwritable_cache()
     if unwritable:
         warnings.warn(f"{unwritable}; a temporary folder takes its place", LimnerWarning, stacklevel=2)
@@ -63,6 +66,22 @@ def from_parquet(files: Sequence[Path], where: str, config: "Source", captions: 
         failed = f"{words.few(map(str, files))} cannot be read as Parquet ({reason})"
         raise LimnerError(f"{failed}; --data.path takes Parquet files or a folder of pictures") from error
     return _from_table(table, where, files[0].parent, config, captions)
+
+
+def _check_parquet(file: Path) -> None:
+    """LimnerError for a file that does not begin and end as Parquet does."""
+    try:
+        with file.open("rb") as content:
+            begins = content.read(4) == PARQUET
+            content.seek(max(0, os.fstat(content.fileno()).st_size - 4))
+            whole = content.read(4) == PARQUET
+    except OSError as error:
+        raise LimnerError(f"{file} cannot be read: {error.strerror or error}") from error
+    if not begins or not whole:
+        reason = CUT_SHORT if begins else other_kind(file) or "it is of another kind"
+        raise LimnerError(
+            f"{file} cannot be read as Parquet: {reason}; --data.path takes Parquet files or a folder of pictures"
+        )
 
 
 def check_one_file(file: Path, split: str) -> None:

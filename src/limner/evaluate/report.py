@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from limner.data.metadata import read_text
 from limner.errors import LimnerError, unknown
 from limner.files import expand
 from limner.world import KINDS, NotUnderstood, Scene, Verdict, grade, held_out, parse, prompts
@@ -139,13 +140,8 @@ def load_prompts(name: str, n: int, seed: int = 0) -> list[EvalPrompt]:
     path = expand(name)
     if not path.is_file():
         raise LimnerError(f"{unknown('prompt set', name, SETS)}; or a file with a prompt on each line")
-    try:
-        # Not splitlines, which ends a line at separators inside of a prompt too.
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
-    except UnicodeDecodeError as error:
-        raise LimnerError(f"{path} is not UTF-8 text: {error}") from error
-    except OSError as error:
-        raise LimnerError(f"cannot read {path}: {error.strerror or error}") from error
+    # Not splitlines, which ends a line at separators inside of a prompt too.
+    lines = [line.strip() for line in read_text(path).split("\n") if line.strip()]
     if not lines:
         raise LimnerError(f"{path} holds no prompt")
     return [classify(line) for line in lines[:n]]

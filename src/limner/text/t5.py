@@ -123,7 +123,8 @@ class T5Attention(nn.Module):
         """The bias of each relative position: (1, H, L, L)."""
         table, config = self.relative_attention_bias, self.config
         sizes = (config.relative_attention_num_buckets, config.relative_attention_max_distance)
-        return table(relative_position_buckets(length, *sizes, table.weight.device)).permute(2, 0, 1)[None]
+        bias = table(relative_position_buckets(length, *sizes, table.weight.device))  # (L, L, H)
+        return bias.permute(2, 0, 1)[None].contiguous()  # else every layer's attention would copy it
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         q, k, v = (split_heads(proj(x), self.config.num_heads) for proj in (self.q, self.k, self.v))
@@ -150,7 +151,7 @@ class T5DenseActDense(nn.Module):
 
     def hidden(self, x: Tensor, scaled: Tensor) -> Tensor:
         """The hidden units of x, times the factor of `scaled` to x."""
-        return F.relu(self.wi(scaled))
+        return F.relu(self.wi(scaled), inplace=not torch.is_grad_enabled())
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == torch.float16:

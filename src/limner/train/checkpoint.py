@@ -27,14 +27,23 @@ from limner.weights.parts import PARTS
 
 AVERAGE = "training/average.safetensors"
 # The fields that the order of the pictures depends on.
-ORDERING = {"batch_size", "seed", "steps", "cache", "held_out", *(f"data.{name}" for name in ("name", "path", "split"))}
+ORDERING = {
+    "batch_size",
+    "seed",
+    "steps",
+    "cache",
+    "held_out",
+    "pictures",
+    *(f"data.{name}" for name in ("name", "path", "split")),
+}
 
 
 def save(
     run: Path, step: int, result: Result, trained: nn.ModuleDict, average: nn.ModuleDict,
-    optimizer: torch.optim.Optimizer, recipe: Run,
+    optimizer: torch.optim.Optimizer, recipe: Run, pictures: int | None = None,
 ) -> Path:  # fmt: skip
-    """Write run/checkpoint-<step> atomically, and drop the oldest beyond `recipe.keep`.
+    """Write run/checkpoint-<step> atomically, and drop the oldest beyond `recipe.keep`. `pictures` is how many the run
+    is trained on, to tell a run that goes on with others.
 
     LimnerError where it cannot be written, e.g. on a full disk; the earlier ones are whole then.
     """
@@ -47,7 +56,7 @@ def save(
             write_tensors(draft / AVERAGE, nn.ModuleDict(rest).state_dict())
         write_tensors(draft / "training/weights.safetensors", trained.state_dict())
         write_tensors(draft / "training/optimizer.safetensors", optimizer_tensors(optimizer, trained))
-        write_json(draft / "training/state.json", {"step": step, "recipe": asdict(recipe)})
+        write_json(draft / "training/state.json", {"step": step, "recipe": asdict(recipe), "pictures": pictures})
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(draft, folder)
@@ -98,9 +107,23 @@ def find(run: Path, resume: str | None) -> Path | None:
         raise LimnerError(
             f"nothing to resume at {folder or run}: expected a checkpoint-<step> folder of a training run"
         )
+    _read_state(folder)
     if newest is not None and newest.resolve() != folder.resolve():
-        raise LimnerError(f"{run} holds {newest.name}, newer than {folder}: choose another --output, or remove it")
+        which = "newer than" if newest.parent == folder.parent else "and would go on from"
+        raise LimnerError(f"{run} holds {newest.name}, {which} {folder}: choose another --output, or remove it")
     return folder
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    """The step and the recipe of a checkpoint, checked."""
+    file = folder / "training/state.json"
+    state = read_json(file)
+    step = state.get("step")
+    if type(step) is not int or step < 0 or not isinstance(state.get("recipe"), dict):
+        raise LimnerError(
+            f"{file} is damaged: expected a whole number as step, and a recipe; resume another checkpoint"
+        )
+    return state
 
 
 def changes(folder: Path, recipe: Run, pictures: Collection | None = None) -> str:
@@ -108,8 +131,10 @@ def changes(folder: Path, recipe: Run, pictures: Collection | None = None) -> st
 
     With the `pictures` of the run, what it means for the current epoch.
     """
-    state = read_json(folder / "training/state.json")
+    state = _read_state(folder)
     before, now = _flat(state["recipe"]), _flat(json.loads(json.dumps(asdict(recipe))))
+    if pictures is not None and state.get("pictures") is not None:
+        before["pictures"], now["pictures"] = state["pictures"], len(pictures)
     changed = [name for name in now if name in before and before[name] != now[name]]
     if not changed:
         return ""
@@ -152,6 +177,9 @@ def restore(folder: Path, trained: nn.Module, optimizer: torch.optim.Optimizer, 
         if (folder / part).is_dir():
             tensors = read_tensors(folder / part / PARTS[type(module).__name__].file)
             averages |= {f"{part}.{name}": tensor for name, tensor in tensors.items()}
+    for part in average:
+        if not any(name.startswith(f"{part}.") for name in averages):
+            raise LimnerError(f"{folder} holds no {part}: it is incomplete, or of another recipe; resume another one")
     weights = read_tensors(folder / "training/weights.safetensors")
     known = {name.split(".")[0] for name in weights}  # the weights of a frozen part are in the result alone
     weights |= {name: tensor for name, tensor in averages.items() if name.split(".")[0] not in known}
@@ -173,7 +201,7 @@ def restore(folder: Path, trained: nn.Module, optimizer: torch.optim.Optimizer, 
             value = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
         state.setdefault(parameter, {})[moment] = value
     optimizer.state.update(state)
-    return int(read_json(folder / "training/state.json")["step"])
+    return int(_read_state(folder)["step"])
 
 
 def _is_frozen(name: str, trained: nn.Module, folder: Path) -> bool:

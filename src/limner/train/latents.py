@@ -14,6 +14,7 @@ from limner.data.batches import BrokenCount
 from limner.data.captions import few
 from limner.data.collection import Collection, Loaded, epoch_order
 from limner.errors import LimnerError
+from limner.files import check_writable
 from limner.nets.vae import AutoencoderKL
 from limner.weights.file import read_tensors, write_tensors
 
@@ -58,11 +59,16 @@ class Latents:
         selected = [pictures.index_at(position, seed) for position in range(min(count, len(pictures)))]
         broken = BrokenCount(len(selected), max_broken)
         key = fingerprint(vae, pictures, size, channels, selected)
-        stored = read_tensors(file) if file.is_file() else {}
-        if stored.get("fingerprint") is None or bytes(stored["fingerprint"].tolist()) != key:
-            log(f"encoding {len(selected)} pictures, once, into {file}" + (", which held others" if stored else ""))
-            stored = {"fingerprint": torch.tensor(list(key), dtype=torch.uint8)}
-            stored |= _encode_all(pictures, vae, size, channels, selected, device, broken)
+        check_writable(file)
+        stored = _read(file, key)
+        if stored is None:
+            log(
+                f"encoding {len(selected)} pictures, once, into {file}"
+                + (", which held others" if file.exists() else "")
+            )
+            stored = _encode_all(pictures, vae, size, channels, selected, device, broken)
+            stored["fingerprint"] = torch.tensor(list(key), dtype=torch.uint8)
+            stored["checksum"] = _checksum(stored)
             write_tensors(file, stored)
         held = set(stored["indices"].tolist())
         broken.add(_without(pictures, selected, held))
@@ -110,6 +116,25 @@ def fingerprint(vae: AutoencoderKL, pictures: Collection, size: int, channels: i
     for name, tensor in sorted(vae.state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.digest()
+
+
+def _read(file: Path, key: bytes) -> dict[str, Tensor] | None:
+    """The tensors that were stored with the fingerprint `key`; None where the file is absent, of others or damaged."""
+    try:
+        stored = read_tensors(file)
+        whole = bytes(stored["fingerprint"].tolist()) == key and torch.equal(stored["checksum"], _checksum(stored))
+    except (LimnerError, KeyError, TypeError, ValueError):
+        return None
+    return stored if whole else None
+
+
+def _checksum(stored: dict[str, Tensor]) -> Tensor:
+    """The SHA-256 of latents and indices."""
+    digest = hashlib.sha256()
+    for name in ("latents", "indices"):
+        digest.update(repr(tuple(stored[name].shape)).encode())
+        digest.update(stored[name].contiguous().view(torch.uint8).numpy().tobytes())
+    return torch.tensor(list(digest.digest()), dtype=torch.uint8)
 
 
 def _encode_all(

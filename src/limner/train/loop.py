@@ -139,7 +139,8 @@ class Trainer:
         """Open the data, build the task and its optimiser, and restore the checkpoint to resume."""
         recipe = self.recipe
         check_matplotlib("training")
-        check_writable(self.output / "checkpoint")  # before the data is opened
+        for name in ("checkpoint", "samples/step.png", "logs/events", "loss.png"):  # before the data is opened
+            check_writable(self.output / name)
         if recipe.precision != self.accelerator.mixed_precision:
             self.log(f"this device has no {recipe.precision}: training in float32")
         pictures = open_source(recipe.data, captions=recipe.captions)
@@ -254,8 +255,9 @@ class Trainer:
     def save(self) -> Path:
         """Write a checkpoint of this step."""
         return checkpoint.save(
-            self.output, self.step, self.result, self.trained, self.average, self.optimizer, self.recipe
-        )
+            self.output, self.step, self.result, self.trained, self.average, self.optimizer, self.recipe,
+            len(self.pictures),
+        )  # fmt: skip
 
     def picture(self, log: Log | None) -> None:
         """The task's sample sheet by the averaged weights in output/samples, its metrics, and the curves so far."""

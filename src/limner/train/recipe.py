@@ -224,7 +224,7 @@ class Recipe(Run):
     """Probability of dropping the caption or class, for classifier-free guidance."""
     sample_prompts: tuple[str, ...] = ()
     """Prompts (or class names) of the sample sheet; empty: taken from the data."""
-    guidance_scale: Number = 3.0
+    guidance_scale: Amount = 3.0
     """Guidance scale of the sample sheets, and the finished model's default."""
     sample_steps: Annotated[int, Range(1, 100_000)] = 20
     """Sampling steps of the sample sheets, and the finished model's default."""

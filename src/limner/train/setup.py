@@ -35,18 +35,20 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
 PREDICTION_TYPES = {"eps": "epsilon", "v": "v_prediction", "sample": "sample", "flow": "flow_prediction"}
 
 
-def make_model(recipe: Recipe, pictures: Collection, start: Path | None = None) -> Model:
+def make_model(
+    recipe: Recipe, pictures: Collection, start: Path | None = None, autoencoder: AutoencoderKL | None = None
+) -> Model:
     """The model of a recipe, weights initialised by recipe.seed or taken from recipe.init.
 
     `start` is the checkpoint to resume, which supplies tokenizer, autoencoder and a pretrained text encoder.
+    `autoencoder` stands in for the recipe's.
     """
     torch.manual_seed(recipe.seed)
     first = Model.open(recipe.init) if recipe.init is not None and start is None else None
     conditioner = CONDITIONERS[recipe.condition](recipe, pictures, start, first)
     # A resumed run has its autoencoder in its checkpoint.
-    autoencoder = open_autoencoder(
-        start if start is not None and recipe.autoencoder is not None else recipe.autoencoder
-    )
+    if autoencoder is None:
+        autoencoder = open_autoencoder(start if start is not None and recipe.autoencoder else recipe.autoencoder)
     size, channels = latent_shape(recipe, autoencoder)
     network = build(recipe.network.fit(size, channels, len(conditioner.names), conditioner.width))
     defaults = family("LimnerPipeline", recipe.condition).defaults | {"steps": recipe.sample_steps}

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 
@@ -15,9 +16,11 @@ from limner.devices import dtypes_of, find_device
 from limner.errors import LimnerError, LimnerWarning, unknown
 from limner.folders import find_part
 from limner.model import Model
-from limner.train.recipe import ContrastiveRecipe, Recipe, load_recipe, recipe_names
+from limner.nets.vae import AutoencoderKL
+from limner.train.recipe import AutoencoderRecipe, ContrastiveRecipe, Recipe, Run, load_recipe, recipe_names
 from limner.train.setup import make_model
 
+Kind = TypeVar("Kind", bound=Run)
 # The class names of the data sets of the Hub that captions are made for.
 CLASS_NAMES = {"mnist": tuple("0123456789"), "cifar10": tuple(words[0] for words in CIFAR10.label_words)}
 
@@ -40,7 +43,7 @@ def open_untrained(
 def make_untrained(recipe: Recipe, prompts: Sequence[str]) -> Model:
     """The untrained model of `recipe`, frozen; `prompts` stand in for what only its data could tell."""
     described = Pictures([], "") if recipe.condition == "none" else describe(recipe.data, prompts)
-    model = make_model(_with_text(recipe), described)
+    model = make_model(_with_text(recipe), described, autoencoder=_autoencoder(recipe))
     for part in model.parts().values():
         part.eval().requires_grad_(False)
     return model
@@ -48,12 +51,25 @@ def make_untrained(recipe: Recipe, prompts: Sequence[str]) -> Model:
 
 def _with_text(recipe: Recipe) -> Recipe:
     """The recipe, with the untrained text encoder of the recipe whose run it would take, if that run is not there."""
-    wanted = recipe.text.pretrained
-    if wanted is None or find_part(wanted, "text_encoder") is not None:
-        return recipe
-    runs = (load_recipe(name)[0] for name in recipe_names())
-    maker = next((run for run in runs if isinstance(run, ContrastiveRecipe) and run.output == wanted), None)
+    maker = _maker(recipe.text.pretrained, "text_encoder", ContrastiveRecipe)
     return recipe if maker is None else replace(recipe, text=replace(maker.text, learned_null=recipe.text.learned_null))
+
+
+def _autoencoder(recipe: Recipe) -> AutoencoderKL | None:
+    """The untrained autoencoder of the recipe whose run it would take, if that run is not there."""
+    maker = _maker(recipe.autoencoder, "vae", AutoencoderRecipe)
+    if maker is None:
+        return None
+    torch.manual_seed(maker.seed)
+    return AutoencoderKL(replace(maker.network, in_channels=maker.channels, out_channels=maker.channels))
+
+
+def _maker(wanted: str | None, part: str, kind: type[Kind]) -> Kind | None:
+    """The shipped recipe of this kind whose run is `wanted`, if there is no such run with the part."""
+    if wanted is None or find_part(wanted, part) is not None:
+        return None
+    runs = (load_recipe(name)[0] for name in recipe_names())
+    return next((run for run in runs if isinstance(run, kind) and run.output == wanted), None)
 
 
 def describe(source: Source, prompts: Sequence[str]) -> Collection:

@@ -12,14 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from limner.errors import LimnerError
-from limner.files import JSON, PICKLE, SAFETENSORS, ZIP, read_json, recognize, write_atomically
+from limner.files import CUT_SHORT, JSON, PICKLE, SAFETENSORS, ZIP, read_json, recognize, write_atomically
 
 PICKLES = (".bin", ".ckpt", ".pt")
 PICKLE_ADVICE = (
     "which can run programs; save it as safetensors, or read it with allow_pickle=True (generate, inspect model: "
     "--allow-pickle)"
 )
-CUT_SHORT = "it was probably cut short: copy or download it again"
 ADVICE = {  # what else to say about a file of another kind
     PICKLE: f", {PICKLE_ADVICE}, named .bin",
     ZIP: f", {PICKLE_ADVICE}, named .bin",
@@ -49,6 +48,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise LimnerError(f"no weights at {path}" + (f"; its folder holds {', '.join(others[:8])}" if others else ""))
     try:
         return load_file(path)
+    except UnicodeEncodeError as error:
+        raise LimnerError(f"{path}: safetensors opens no file whose path is not UTF-8; give it another name") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise LimnerError(f"{path} is not a valid safetensors file ({error}): {_diagnosis(path)}") from error
 
