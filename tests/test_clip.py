@@ -79,7 +79,9 @@ def assert_close(ours, theirs):
 
 @pytest.mark.parity
 @pytest.mark.parametrize("kind", ["CLIPTextModel", "CLIPTextModelWithProjection"])
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.full_size] * (name == "ViT-L/14")) for name in PUBLISHED]
+)
 @torch.no_grad()
 def test_equals_transformers(name, kind):
     config = PUBLISHED[name]
