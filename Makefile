@@ -9,7 +9,7 @@ LIMNER_FUZZ ?= 100
 OLD_WORDS := learn_to_read|PictureReader|pupil|LARGEST_SCALE|TextMemory|ConvEnds|Thing|Seen|_deals|_unlike|told_whole
 OLD_WORDS := $(OLD_WORDS)|hold_above_zero|at_least|asked_of|guilty|EMBEDDED|LARGEST|Plan|whole or not at all|how loud
 
-.PHONY: demo test check parity fuzz mutants bench install
+.PHONY: demo test check parity fuzz mutants bench notebooks install
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make parity  install, then compare with diffusers and transformers, at full size too (some twenty minutes)"
 	@echo "make fuzz    install, then read and paint from damaged inputs for ten minutes (LIMNER_FUZZ=100 rounds)"
 	@echo "make mutants install, then put 200 faults into the wiring and see which the tests miss (half an hour)"
+	@echo "make notebooks  install, then run the notebooks and what they assert (under 25 minutes on two cores)"
 	@echo "make bench   install, then measure training and sampling against diffusers"
 
 install: $(STAMP)
@@ -47,6 +48,9 @@ fuzz: $(STAMP)
 mutants: $(STAMP)
 	@$(BIN)/python tools/mutants.py
 
+notebooks: $(STAMP)
+	@OMP_NUM_THREADS=2 $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks
+
 check: $(STAMP)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -55,7 +59,7 @@ check: $(STAMP)
 	@grep -rnwE "$(OLD_WORDS)" src tests benchmarks tools docs README.md CONTRIBUTING.md; test $$? -eq 1
 
 bench: $(STAMP)
-	@$(BIN)/python benchmarks/train_step.py
+	@$(BIN)/python benchmarks/train.py
 	@$(BIN)/python benchmarks/sample.py
 	@$(BIN)/python benchmarks/startup.py
 	@$(BIN)/python benchmarks/sd.py
