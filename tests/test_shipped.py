@@ -90,7 +90,7 @@ def test_digits_too(pipe: Pipeline, nearest) -> None:
 
 def test_samplers_agree(pipe: Pipeline) -> None:
     """Every sampler puts the object where the words want it; Heun, with two evaluations a step, in half the steps."""
-    texts, scenes = zip(*prompts("one", 20, held_out=False, seed=6), strict=True)
+    texts, scenes = zip(*prompts("one", 12, held_out=False, seed=6), strict=True)
     for name, steps in (("heun", 10), ("dpmpp_2m", 16), ("unipc", 16)):
         pictures = pipe(texts, sampler=name, steps=steps)
         verdicts = [grade(picture, scene) for picture, scene in zip(pictures, scenes, strict=True)]

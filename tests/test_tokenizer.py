@@ -285,3 +285,13 @@ def test_what_cannot_be_used_is_said(clip, trained, tmp_path):
 def test_import_is_light():
     code = "import sys, limner.text.tokenizer; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_panic_of_the_engine_is_an_error_of_the_file(trained, tmp_path):
+    """Merges whose tokens are shorter than the prefix that is to be cut off them."""
+    trained.save(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["model"]["continuing_subword_prefix"] = "x" * 20
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(LimnerError, match=r"tokenizer\.json cannot be read as a tokenizer file"):
+        Tokenizer.from_pretrained(tmp_path)

@@ -117,7 +117,8 @@ class Tokenizer:
         """Raises LimnerError unless a text is encoded between the start and the end token, as by CLIP's tokenizers."""
         try:
             ids = self._engine.encode("a 1!").ids
-        except Exception as error:  # the engine raises plain Exception
+        except BaseException as error:
+            _check_of_engine(error)
             raise LimnerError(f"the tokenizer cannot read a text: {error}") from error
         if len(ids) < 3 or ids[0] != self.start or ids[-1] != self.end:
             raise LimnerError("this is no CLIP tokenizer: it puts no start and end token around a text")
@@ -235,11 +236,18 @@ def _engine(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Engine:
     return engine
 
 
+def _check_of_engine(error: BaseException) -> None:
+    """Raise the error again unless it is the engine's: a plain Exception, or a panic of Rust, which is none."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
+
+
 def _load(read: Callable[..., Engine], *files: Path) -> Engine:
     """The engine that `read` makes of these files, any exception as a LimnerError that names them."""
     try:
         return read(*map(str, files))
-    except Exception as error:  # the engine raises plain Exception
+    except BaseException as error:
+        _check_of_engine(error)
         for file in files:  # one of another kind explains the error
             kind = other_kind(file, JSON)
             if kind and not (file.suffix == ".txt" and kind.startswith("it is text that")):  # as merges are
