@@ -173,7 +173,8 @@ def outcome(folder: Path) -> str:
         pictures = pipe(names[-1] if names else "a red star", steps=1)
     except LimnerError as error:
         assert re.search(
-            "scheduler|beta|prediction_type|spacing|grid|context length|not numbers|not finite|too large for|pure noise",
+            "scheduler|beta|prediction_type|spacing|grid|context length|not numbers|not finite|too large for"
+            "|pure noise",
             str(error),
         ), error
         return f"not painted: {error}"
